@@ -1,0 +1,3 @@
+from setuptools import setup
+
+setup(cffi_modules=["core/packhorse/native/build.py:ffi"])
