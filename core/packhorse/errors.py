@@ -13,11 +13,11 @@
     │   ├── PluginLoadError             importing or registering it failed
     │   ├── PluginTooNew                it asks for a newer packhorse
     │   └── PluginTooOld                it was written for an older packhorse
-    ├── MissingExtra                    (ImportError) an optional package is needed: gives the pip line
+    ├── MissingExtra                    (ImportError) an optional package is needed
     ├── ModelError                      (ValueError) a model file or graph is not usable
     │   ├── ModelFormatError            the bytes are not a model, or a damaged one
     │   └── UnsupportedOperator         (NotImplementedError) names node, operator and domain
-    ├── ArtifactError                   (ValueError) a compiled artifact is damaged, truncated or of another version
+    ├── ArtifactError                   (ValueError) a compiled artifact is damaged or truncated
     ├── CompileError                    a backend could not compile a kernel: carries its log
     ├── ArgumentError                   what the caller passed does not fit
     │   ├── ArgumentTypeError           (TypeError) wrong kind, dtype or device

@@ -101,6 +101,13 @@ class Expr:
     def __hash__(self) -> int:  # structural, computed once: expressions are shared DAGs
         return self._hash
 
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other) or self._hash != hash(other):
+            return False
+        return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self))  # type: ignore[arg-type]
+
     def __add__(self, other: Expr | float) -> Expr:
         return call("add", self, other)
 
@@ -138,7 +145,7 @@ def _remember_hash(node: Expr) -> None:
     object.__setattr__(node, "_hash", hash((type(node).__name__, *values)))
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Const(Expr):
     """A literal. Bools are 0/1 with dtype ``bool``."""
 
@@ -148,10 +155,8 @@ class Const(Expr):
     def __post_init__(self) -> None:
         _remember_hash(self)
 
-    __hash__ = Expr.__hash__
 
-
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Index(Expr):
     """The value of an affine function of the loop axes, as int64."""
 
@@ -161,14 +166,12 @@ class Index(Expr):
     def __post_init__(self) -> None:
         _remember_hash(self)
 
-    __hash__ = Expr.__hash__
-
 
 IndexLike: TypeAlias = Affine | Expr
 """What may index a buffer: affine, or any int64 expression (gathered element by element)."""
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Load(Expr):
     """One element of a buffer at a *logical* index (layout, halo and packing are the buffer's).
 
@@ -183,14 +186,12 @@ class Load(Expr):
     def __post_init__(self) -> None:
         _remember_hash(self)
 
-    __hash__ = Expr.__hash__
-
     def children(self) -> tuple[Expr, ...]:
         inner = tuple(i for i in self.index if isinstance(i, Expr))
         return (*inner, self.when) if self.when is not None else inner
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Call(Expr):
     """A scalar operation of :data:`CALLS`."""
 
@@ -201,13 +202,11 @@ class Call(Expr):
     def __post_init__(self) -> None:
         _remember_hash(self)
 
-    __hash__ = Expr.__hash__
-
     def children(self) -> tuple[Expr, ...]:
         return self.args
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Reduce(Expr):
     """``combine`` of ``body`` over bound ``axes`` (in this order, innermost last).
 
@@ -222,8 +221,6 @@ class Reduce(Expr):
 
     def __post_init__(self) -> None:
         _remember_hash(self)
-
-    __hash__ = Expr.__hash__
 
     def children(self) -> tuple[Expr, ...]:
         return (self.body,)
@@ -310,9 +307,8 @@ def cast(value: Expr, dtype: str) -> Expr:
 
 
 def rewrite(expr: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
-    """Rebuild bottom-up is not needed here: ``visit`` sees a node first (top-down) and may
-    return its replacement; ``None`` means "go on into the children". Shared nodes are done once.
-    """
+    """Rebuild an expression. ``visit`` sees each node before its children and may return a
+    replacement; ``None`` means "go on into the children". Shared nodes are done once."""
     memo: dict[Expr, Expr] = {}
 
     def go(node: Expr) -> Expr:

@@ -197,8 +197,15 @@ class Kernel:
     @cached_property
     def digest(self) -> str:
         """Hex digest of everything but the name: the identity used by caches."""
-        text = repr((self.axes, self.stores, sorted(self.buffers.items()), self.sequential))
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        lines = [repr((self.axes, sorted(self.buffers.items()), self.sequential))]
+        number: dict[Expr, int] = {}
+        for store in self.stores:
+            for node in walk(store.value):  # children first: each line names them by number
+                if node not in number:
+                    number[node] = len(number)
+                    lines.append(_line(node, number))
+            lines.append(f"{store.buffer}{store.index} = {number[store.value]}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
 
     def __str__(self) -> str:
         loops = ", ".join(f"{n}<{e}" for n, e in self.axes)
@@ -206,6 +213,20 @@ class Kernel:
             f"{s.buffer}[{', '.join(map(str, s.index))}] = {show(s.value)}" for s in self.stores
         )
         return f"{self.name}({loops}): {body}"
+
+
+def _line(node: Expr, number: Mapping[Expr, int]) -> str:
+    """One node with its children as numbers, so shared nodes are written once."""
+    if isinstance(node, Load):
+        index = [i if isinstance(i, Affine) else number[i] for i in node.index]
+        guard = None if node.when is None else number[node.when]
+        return f"load {node.buffer} {index} {node.dtype} {guard}"
+    parts = [number[child] for child in node.children()]
+    if isinstance(node, Call):
+        return f"{node.op} {parts} {node.dtype}"
+    if isinstance(node, Reduce):
+        return f"{node.combine} {node.axes} {parts} {node.dtype}"
+    return repr(node)
 
 
 def show(expr: Expr) -> str:

@@ -181,5 +181,3 @@ def elementwise(fn: Callable[..., Expr]) -> Callable[[Lowering], Lazy]:
         return lazy(ctx, fn(*(x.elementwise(shape) for x in ctx.inputs if x is not None)))
 
     return lower
-
-
