@@ -1,0 +1,53 @@
+"""Operators by family: shape rule, NumPy reference and, where there are loops, the lowering.
+
+Importing this package fills the table of :mod:`packhorse.ops.registry`. Operators are added to a
+family module (or to a new one, named in :data:`FAMILIES`) and nowhere else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from packhorse.ops.registry import (
+    Inference,
+    NotStatic,
+    Operator,
+    find,
+    get,
+    names,
+    operator,
+    same_as_first,
+)
+
+__all__ = [
+    "FAMILIES",
+    "Inference",
+    "NotStatic",
+    "Operator",
+    "find",
+    "get",
+    "names",
+    "operator",
+    "same_as_first",
+]
+
+FAMILIES = (
+    "elementwise",
+    "logic",
+    "shape",
+    "index",
+    "constant",
+    "control",
+    "conv",
+    "matmul",
+    "pool",
+    "reduce",
+    "norm",
+    "recurrent",
+    "resize",
+    "quant",
+)
+"""Modules of this package that register operators when imported."""
+
+for _family in FAMILIES:
+    import_module(f"{__name__}.{_family}")
