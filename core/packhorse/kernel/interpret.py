@@ -125,7 +125,7 @@ class _Scope:
             return flat[where].astype(numpy_dtype(expr.dtype))
         guard, where = np.broadcast_arrays(self.eval(expr.when), where)
         value = flat[np.where(guard, where, 0)].astype(numpy_dtype(expr.dtype))
-        return np.where(guard, value, np.zeros((), value.dtype))
+        return np.asarray(np.where(guard, value, np.zeros((), value.dtype)))
 
     def reduce(self, expr: Reduce) -> Array:
         rank = len(self.axes)
