@@ -1,0 +1,425 @@
+"""Loads plugins: lazily by name, one at a time, each isolated from the failures of the others."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from packhorse import _config
+from packhorse._version import __version__
+from packhorse.errors import (
+    DeviceUnavailable,
+    MissingExtra,
+    ModelError,
+    ModelFormatError,
+    PackhorseError,
+    PluginError,
+    PluginLoadError,
+    PluginTooNew,
+    PluginTooOld,
+    UnknownBackend,
+    did_you_mean,
+)
+from packhorse.plugin import spec
+from packhorse.plugin.entries import BUILTINS, KNOWN, Entry, Selection, installed
+from packhorse.plugin.frontend import Frontend
+from packhorse.plugin.info import API, BackendInfo, FrontendInfo, PluginContext
+
+if TYPE_CHECKING:  # annotations only: the device lies above the plugins
+    from packhorse.device import Backend
+
+__all__ = ["BACKENDS", "FORMATS", "FRONTENDS", "PLUGINS", "PluginManager", "default_manager"]
+
+BACKENDS, FRONTENDS = "packhorse.backends", "packhorse.frontends"
+FORMATS, PLUGINS = "packhorse.formats", "packhorse.plugins"
+
+_REQUIRED = {
+    BACKENDS: ("packhorse_backend_info", "packhorse_open_backend"),
+    FRONTENDS: ("packhorse_frontend_info", "packhorse_import_model"),
+    FORMATS: (),
+    PLUGINS: (),
+}
+_T = TypeVar("_T", BackendInfo, FrontendInfo)
+_log = logging.getLogger("packhorse.plugin")
+
+
+class PluginManager:
+    """The plugins of one set of rules. An object, so that tests can have an empty one.
+
+    Parameters
+    ----------
+    entries : iterable of Entry, optional
+        What is installed; default: the built-ins and every entry point found.
+    only, disable : iterable of str, optional
+        Names to allow or to refuse; default: ``PACKHORSE_PLUGINS``, ``PACKHORSE_DISABLE``.
+    trace : bool, optional
+        Write hook calls to stderr; default: ``PACKHORSE_TRACE_PLUGINS``.
+
+    Notes
+    -----
+    Thread-safe. A failure is remembered and raised again without another import.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Entry] | None = None,
+        *,
+        only: Iterable[str] | None = None,
+        disable: Iterable[str] | None = None,
+        trace: bool | None = None,
+    ) -> None:
+        if only is None and (text := _config.setting("PACKHORSE_PLUGINS")) is not None:
+            only = _config.names(text)
+        if disable is None:
+            disable = _config.names(_config.setting("PACKHORSE_DISABLE"))
+        self.selection = Selection.of(only, disable)
+        self.lock = threading.RLock()
+        self._plugins: dict[tuple[str, str], object] = {}
+        self._failures: dict[tuple[str, str], PackhorseError] = {}
+        self._infos: dict[tuple[str, str], BackendInfo | FrontendInfo] = {}
+        self._backends: dict[str, Backend] = {}
+        self._eager = False
+        self._entries: dict[tuple[str, str], list[Entry]] = {}
+        self.refused: dict[tuple[str, str], str] = {}
+        for entry in [*BUILTINS, *installed()] if entries is None else entries:
+            if reason := self.selection.refusal(entry, entry in BUILTINS):
+                self.refused[entry.group, entry.name] = reason
+            else:
+                self._entries.setdefault((entry.group, entry.name), []).append(entry)
+        self._pluggy = _new_pluggy()
+        if _config.flag("PACKHORSE_TRACE_PLUGINS") if trace is None else trace:
+            self._pluggy.add_hookcall_monitoring(_trace_call, _trace_result)
+
+    # -- names and loading -------------------------------------------------------------------
+
+    def names(self, group: str) -> list[str]:
+        """Names of a group, sorted; nothing is imported."""
+        return sorted(name for found, name in self._entries if found == group)
+
+    def entry(self, group: str, name: str) -> Entry:
+        """The entry point of a name.
+
+        Raises
+        ------
+        UnknownBackend, PluginError
+            There is none (the former in the group of backends), or several distributions offer it.
+        """
+        found = self._entries.get((group, name), [])
+        if not found:
+            raise self._unknown(group, name)
+        if len(found) > 1:
+            dists = " and ".join(f"{e.dist} {e.version}" for e in found)
+            raise PluginError(
+                f"'{name}' in {group} is offered by {dists}, and only one of them may be. "
+                f"Remove one (pip uninstall {found[-1].dist}) or switch it off: "
+                f"PACKHORSE_DISABLE={found[-1].dist}"
+            )
+        return found[0]
+
+    def load(self, group: str, name: str) -> object:
+        """Import and check one plugin; the same object when asked again.
+
+        Raises
+        ------
+        PluginLoadError
+            Importing it failed, a hook is misspelt, missing or has wrong arguments.
+        MissingExtra
+            It says which optional package it lacks.
+        PluginTooNew, PluginTooOld
+            It was written for another plugin API.
+        """
+        with self.lock:
+            self._load_eager()
+            return self._load(group, name)
+
+    def _load(self, group: str, name: str) -> object:
+        key = group, name
+        if key in self._failures:
+            raise self._failures[key].with_traceback(None)
+        if key not in self._plugins:
+            entry = self.entry(group, name)
+            try:
+                plugin = entry.load()
+                self._verify(entry, plugin)
+                if not self._pluggy.is_registered(plugin):
+                    self._pluggy.register(plugin, f"{group}:{name}")
+            except (Exception, SystemExit) as error:
+                raise self._failed(entry, error) from error
+            self._plugins[key] = plugin
+        return self._plugins[key]
+
+    def _load_eager(self) -> None:
+        if not self._eager:
+            self._eager = True  # set first: an eager plugin may use the manager while it loads
+            for name in self.names(PLUGINS):
+                try:
+                    self._load(PLUGINS, name)
+                except PackhorseError as error:
+                    _log.warning("%s", error)
+
+    def _failed(self, entry: Entry, error: BaseException) -> PackhorseError:
+        expected = (MissingExtra, PluginError)
+        failure = (
+            error
+            if isinstance(error, expected)
+            else PluginLoadError(entry.name, entry.dist, entry.version, error)
+        )
+        self._failures[entry.group, entry.name] = failure
+        return failure
+
+    def _verify(self, entry: Entry, plugin: object) -> None:
+        """Check hooks in a scratch manager, so that a refused plugin leaves no trace in ours."""
+        scratch = _new_pluggy()
+        try:
+            scratch.register(plugin, entry.name)
+            scratch.check_pending()
+        except pluggy.PluginValidationError:
+            # Hooks of another API version look misspelt: the version explains more.
+            info = getattr(plugin, _REQUIRED[entry.group][0], None) if _REQUIRED[entry.group] else 0
+            if callable(info):
+                _check_api(entry, info())
+            raise
+        for hook in _REQUIRED[entry.group]:
+            if not getattr(scratch.hook, hook).get_hookimpls():
+                marked = " (it is there, but not marked with @hookimpl)" * hasattr(plugin, hook)
+                raise AttributeError(f"{entry.value} has no hook {hook}{marked}")
+
+    def hook(self, hook: str, group: str, name: str) -> Any:
+        """Caller of one plugin's hook; wrappers of eager plugins stay around it."""
+        plugin = self.load(group, name)
+        named = {id(p): p for (g, _), p in self._plugins.items() if g != PLUGINS}
+        others = [other for other in named.values() if other is not plugin]
+        return self._pluggy.subset_hook_caller(hook, others)
+
+    def collect(self, hook: str) -> Any:
+        """Caller of a hook of all plugins loaded so far, eager ones included."""
+        with self.lock:
+            self._load_eager()
+        return getattr(self._pluggy.hook, hook)
+
+    def failures(self) -> dict[tuple[str, str], PackhorseError]:
+        """What went wrong so far: (group, name) -> error."""
+        return dict(self._failures)
+
+    # -- backends ----------------------------------------------------------------------------
+
+    def backend_info(self, name: str) -> BackendInfo:
+        """Static description of a backend, by name or alias. Raises as :meth:`load`."""
+        if (BACKENDS, name) not in self._entries:
+            return self._by_alias(name)
+        return self._info(BACKENDS, name, BackendInfo)
+
+    def backend_infos(self) -> list[BackendInfo]:
+        """Descriptions of all sound backends, best first for ``auto``."""
+        found = []
+        for name in self.names(BACKENDS):
+            try:
+                found.append(self.backend_info(name))
+            except PackhorseError as error:
+                _log.debug("skipping backend '%s': %s", name, error)
+        return sorted(found, key=lambda info: (-info.priority, info.name))
+
+    def backend(self, name: str) -> Backend:
+        """The backend object; its plugin may load the driver now.
+
+        Raises
+        ------
+        MissingExtra, DeviceUnavailable
+            What it needs is not installed or not there.
+        PluginError
+            As :meth:`load`, or the plugin failed to open it.
+        """
+        with self.lock:
+            info = self.backend_info(name)
+            if info.name not in self._backends:
+                self._require(info)
+                entry = self.entry(BACKENDS, info.name)
+                call = self.hook("packhorse_open_backend", BACKENDS, info.name)
+                try:
+                    backend = call(name=info.name, context=self.context(entry))
+                    if backend is None:
+                        raise TypeError("packhorse_open_backend returned None")
+                except (MissingExtra, DeviceUnavailable):
+                    raise  # may be mended while we run, so it is not remembered
+                except (Exception, SystemExit) as error:
+                    raise self._failed(entry, error) from error
+                self._backends[info.name] = backend
+            return self._backends[info.name]
+
+    def context(self, entry: Entry) -> PluginContext:
+        """What the plugin of an entry point is told about itself."""
+        module = sys.modules.get(entry.value.partition(":")[0].strip())
+        return PluginContext(
+            entry.dist,
+            entry.version,
+            Path(getattr(module, "__file__", None) or ".").resolve().parent,
+            _config.cache_dir(entry.name),
+            logging.getLogger(f"packhorse.plugin.{entry.name}"),
+        )
+
+    def _by_alias(self, alias: str) -> BackendInfo:
+        matches = [info for info in self.backend_infos() if alias in info.aliases]
+        if not matches:
+            raise self._unknown(BACKENDS, alias)
+        if len(matches) > 1:
+            names = ", ".join(info.name for info in matches)
+            raise UnknownBackend(f"'{alias}' may mean any of {names}; name one of them")
+        return matches[0]
+
+    # -- frontends ---------------------------------------------------------------------------
+
+    def frontend_info(self, name: str) -> FrontendInfo:
+        """Static description of a frontend. Raises as :meth:`load`."""
+        return self._info(FRONTENDS, name, FrontendInfo)
+
+    def frontend(self, name: str) -> Frontend:
+        """The frontend of a format word.
+
+        Raises
+        ------
+        ModelError
+            No such frontend; the message lists those installed.
+        MissingExtra, PluginError
+            It lacks a package, or as :meth:`load`.
+        """
+        info = self.frontend_info(name)
+        self._require(info)
+        return Frontend(info, self.hook("packhorse_import_model", FRONTENDS, name))
+
+    def frontend_for(self, path: str | Path) -> Frontend:
+        """The frontend for a file, by its suffix (the longest one that fits).
+
+        Raises
+        ------
+        ModelFormatError
+            None reads such files, or several do.
+        """
+        file = Path(path).name.lower()
+        found: dict[str, str] = {}
+        suffixes: list[str] = []
+        broken: list[PackhorseError] = []
+        for name in self.names(FRONTENDS):
+            try:
+                info = self.frontend_info(name)
+            except PackhorseError as error:
+                broken.append(error)
+                continue
+            suffixes.extend(info.suffixes)
+            fits = [suffix for suffix in info.suffixes if file.endswith(suffix)]
+            if fits:
+                found[name] = max(fits, key=len)
+        best = max(map(len, found.values()), default=0)
+        names = [name for name, suffix in found.items() if len(suffix) == best]
+        if len(names) == 1:
+            return self.frontend(names[0])
+        if names:
+            raise ModelFormatError(
+                f"'{file}' may be read by {', '.join(names)}: choose one with format="
+            )
+        listed = ", ".join(sorted(suffixes)) or "none"
+        notes = "".join(f" Not usable: {error}" for error in broken)
+        raise ModelFormatError(
+            f"no frontend reads '{file}'. Suffixes known here: {listed}. "
+            f"Name the format with format= if the suffix misleads.{notes}"
+        )
+
+    # -- shared ------------------------------------------------------------------------------
+
+    def _info(self, group: str, name: str, kind: type[_T]) -> _T:
+        with self.lock:
+            known = self._infos.get((group, name))
+            if isinstance(known, kind):
+                return known
+            hook = _REQUIRED[group][0]
+            call = self.hook(hook, group, name)
+            entry = self.entry(group, name)
+            try:
+                info = call(name=name)
+                if not isinstance(info, kind):
+                    raise TypeError(f"{hook} returned {type(info).__name__}, not {kind.__name__}")
+                _check_api(entry, info)
+                if info.name != name:
+                    raise ValueError(f"{hook} says '{info.name}', its entry point says '{name}'")
+            except (Exception, SystemExit) as error:
+                raise self._failed(entry, error) from error
+            self._infos[group, name] = info
+            return info
+
+    def _require(self, info: BackendInfo | FrontendInfo) -> None:
+        if package := missing_package(info):
+            kind = "backend" if isinstance(info, BackendInfo) else "frontend"
+            raise MissingExtra(package, info.extra or info.name, f"{kind} '{info.name}'")
+
+    def _unknown(self, group: str, name: str) -> PackhorseError:
+        names = self.names(group)
+        known = [word for found, word in KNOWN if found == group]
+        kind = group.partition(".")[2].removesuffix("s")
+        text = f"no {kind} '{name}'{did_you_mean(name, [*names, *known])}. "
+        text += f"Installed: {', '.join(names) or 'none'}. "
+        if (group, name) in self.refused:
+            text += f"'{name}' is installed, but {self.refused[group, name]} switches it off"
+        elif (group, name) in KNOWN:
+            text += f"'{name}' comes with: pip install 'packhorse[{KNOWN[group, name].extra}]'"
+        else:
+            text += f"Other packages may offer it as an entry point of the group '{group}'"
+        if group == BACKENDS:
+            return UnknownBackend(text)
+        return ModelError(text) if group == FRONTENDS else PluginError(text)
+
+
+def missing_package(info: BackendInfo | FrontendInfo) -> str | None:
+    """The first package of ``info.requires`` that is not installed; imports none of them."""
+    for module in info.requires:
+        try:
+            if importlib.util.find_spec(module) is None:
+                return module
+        except (ImportError, ValueError):  # the parent package is missing, or half imported
+            return module
+    return None
+
+
+def _new_pluggy() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("packhorse")
+    manager.add_hookspecs(spec.Hooks)
+    return manager
+
+
+def _check_api(entry: Entry, info: object) -> None:
+    """Compare API versions before the plugin is asked to touch anything native."""
+    api = getattr(info, "api", None)
+    try:
+        major, minor = api  # type: ignore[misc]
+        newer = (int(major), int(minor)) > API
+    except (TypeError, ValueError):
+        raise TypeError(f"its api is {api!r}, expected a pair such as {API}") from None
+    asks = f"plugin '{entry.name}' of {entry.dist} {entry.version} was written for plugin API "
+    asks += f"{major}.{minor}; packhorse {__version__} offers {API[0]}.{API[1]}. "
+    if newer:
+        raise PluginTooNew(f"{asks}Update packhorse: pip install -U packhorse")
+    if major != API[0]:
+        raise PluginTooOld(f"{asks}Update the plugin: pip install -U {entry.dist}")
+
+
+def _trace_call(hook: str, impls: Any, arguments: Mapping[str, Any]) -> None:
+    words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    print(f"packhorse trace: {hook}({words})", file=sys.stderr)
+
+
+def _trace_result(outcome: Any, hook: str, impls: Any, arguments: Mapping[str, Any]) -> None:
+    error = outcome.exception
+    text = f"raised {error!r}" if error is not None else f"-> {outcome.get_result()!r}"
+    print(f"packhorse trace: {hook} {text}", file=sys.stderr)
+
+
+@functools.cache
+def default_manager() -> PluginManager:
+    """The manager everything uses unless another is passed; made at first use."""
+    return PluginManager()
