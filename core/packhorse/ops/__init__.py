@@ -33,6 +33,8 @@ __all__ = [
 
 FAMILIES = (
     "elementwise",
+    "activation",
+    "cast",
     "logic",
     "shape",
     "index",

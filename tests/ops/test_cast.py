@@ -1,0 +1,92 @@
+"""Cast, CastLike, Identity, Dropout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+from oracle import check, infer, lowered, node_of, reference
+
+from packhorse.errors import ModelError, UnsupportedOperator
+from packhorse.ops.rules import dtype_of_onnx
+
+NUMBERS = ["float16", "float32", "float64", "int8", "uint8", "int32", "uint32", "int64", "bool"]
+X = np.array([[0, 1, 2.5], [100.75, 0.25, 3]])
+
+
+def code(dtype: str) -> int:
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+@pytest.mark.parametrize("source", NUMBERS)
+@pytest.mark.parametrize("target", NUMBERS)
+def test_cast(source: str, target: str) -> None:
+    check("Cast", [X.astype(source)], {"to": code(target)})
+
+
+@pytest.mark.parametrize("target", ["int8", "int32", "int64", "uint8"])
+def test_float_to_integer_saturates(target: str) -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, -1.9, 2.0**31, -(2.0**63)], np.float32)
+    info = np.iinfo(target)
+    low = max(-1, info.min)
+    want = [0, info.max, info.min, info.max, info.min, low, 0, info.min]
+    want[6] = min(2**31, info.max)
+    check("Cast", [x], {"to": code(target)}, want=[np.array(want, target)])
+
+
+def test_integers_wrap() -> None:
+    check("Cast", [np.array([300, -1, 128], np.int32)], {"to": code("uint8")})
+
+
+def test_bfloat16_and_float8() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = np.array([1.0, 3.14159, 1e9, -1e9], np.float32)
+    check("Cast", [x], {"to": 16}, want=[x.astype(ml_dtypes.bfloat16)])
+    back = x.astype(ml_dtypes.bfloat16)
+    check("Cast", [back], {"to": 1}, want=[back.astype(np.float32)])
+    (limited,) = reference(node_of("Cast", [x], {"to": 17}), [x])
+    assert limited.astype(np.float32).tolist() == [1.0, 3.25, 448.0, -448.0]
+    with pytest.raises(UnsupportedOperator, match="float8_e4m3fn"):
+        lowered(node_of("Cast", [x], {"to": 17}), [x])
+
+
+def test_strings() -> None:
+    words = np.array(["1.5", "-3", "NaN"], object)
+    check("Cast", [words], {"to": 1}, lower=False)
+    check("Cast", [words[:2]], {"to": 11}, lower=False)
+    check("Cast", [np.array(["7"], object)], {"to": 7}, lower=False)
+    numbers = np.array([1, -2, 30])
+    check("Cast", [numbers], {"to": 8}, lower=False)
+    with pytest.raises(ModelError, match="could not convert string"):
+        reference(node_of("Cast", [words], {"to": 1}), [np.array(["horse"], object)])
+
+
+def test_unknown_dtype() -> None:
+    x = np.zeros(2, np.float32)
+    with pytest.raises(ModelError, match=r"'node' \(Cast\): 99 is not an ONNX data type"):
+        infer(node_of("Cast", [x], {"to": 99}), [x])
+    assert dtype_of_onnx(8) == np.object_
+
+
+def test_cast_like() -> None:
+    check("CastLike", [X.astype(np.float32), np.zeros(1, np.int32)])
+    check("CastLike", [X.astype(np.int64), np.zeros((), np.float16)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "float16"])
+def test_identity(dtype: str) -> None:
+    check("Identity", [X.astype(dtype)])
+
+
+def test_dropout_is_the_identity() -> None:
+    x = X.astype(np.float32)
+    check("Dropout", [x])
+    check("Dropout", [x, np.array(0.3, np.float32), np.array(False)], outputs=2)
+
+
+def test_dropout_does_not_train() -> None:
+    arrays = [X.astype(np.float32), np.array(0.3, np.float32), np.array(True)]
+    node = node_of("Dropout", arrays)
+    for run in (reference, lowered):
+        with pytest.raises(UnsupportedOperator, match="random"):
+            run(node, arrays)
