@@ -16,6 +16,7 @@ from typing import Any
 from packhorse.errors import ModelError
 from packhorse.kernel.expr import Affine, Axis, affine
 from packhorse.ops._window import per_dim
+from packhorse.ops.rules import text
 
 __all__ = ["Phase", "Transposed", "phases", "transposed_of"]
 
@@ -88,7 +89,7 @@ def transposed_of(
     dilations = per_dim(label, "dilations", attr("dilations"), rank, 1)
     extra = per_dim(label, "output_padding", attr("output_padding"), rank, 0, least=0)
     flat = per_dim(label, "pads", attr("pads"), 2 * rank, 0, least=0)
-    auto, wanted = attr("auto_pad"), attr("output_shape")
+    auto, wanted = text(attr("auto_pad")), attr("output_shape")
     full = tuple(
         (n - 1) * s + (k - 1) * d + 1 + e
         for n, s, k, d, e in zip(spatial, strides, kernel, dilations, extra, strict=True)

@@ -11,6 +11,7 @@ import numpy as np
 from packhorse.errors import ModelError
 from packhorse.kernel.expr import Affine, Axis, Call, Expr, Index, Load, affine, call, rewrite
 from packhorse.ops.registry import Array
+from packhorse.ops.rules import text
 
 __all__ = ["Window", "guarded", "inside", "narrow", "pad_spatial", "patches", "wide", "window_of"]
 
@@ -97,7 +98,7 @@ def window_of(
             f"{tuple(spatial)}. It needs one extent per spatial dimension"
         )
     plan = Window(tuple(kernel), strides, dilations, pads, ())
-    auto = attr("auto_pad")
+    auto = text(attr("auto_pad"))
     if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise ModelError(
             f"{label}: auto_pad is {auto!r}, not one of NOTSET, VALID, SAME_UPPER, SAME_LOWER"

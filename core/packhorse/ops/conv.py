@@ -202,8 +202,7 @@ def check_transposed(label: str, x: Sequence[int], w: Sequence[int], group: int)
         )
     if w[0] != x[1]:
         raise ModelError(
-            f"{label}: the input has {x[1]} channels, but weights of shape {tuple(w)} expect "
-            f"{w[0]}"
+            f"{label}: the input has {x[1]} channels, but weights of shape {tuple(w)} expect {w[0]}"
         )
     if group < 1 or x[1] % group:
         raise ModelError(
@@ -230,7 +229,7 @@ def lower_conv_transpose(ctx: Lowering) -> Pieces:
     count = group * math.prod(len(c) for c in choices)
     if count > MAX_PIECES:
         raise UnsupportedOperator(f"ConvTranspose made of {count} phases is not compiled")
-    halo = [plan.halo(d, choice, n) for d, (choice, n) in enumerate(zip(choices, x.shape[2:]))]
+    halo = [plan.halo(d, choices[d], n) for d, n in enumerate(x.shape[2:])]
     source = x.stored(halo=((0, 0), (0, 0), *halo))
     weights = w if w.constant is not None else w.stored()
     shape, dtype = ctx.output_types[0]
@@ -252,9 +251,8 @@ def _phases(
         taps: list[Axis] = [ctx.axis(p.taps) for p in point]
         inner = ctx.axis(c)
         first = affine(inner[0]) + g * c
-        data = source.at(
-            [affine("i0"), first, *(p.source(d, t) for d, (p, t) in enumerate(zip(point, taps)))]
-        )
+        spatial = [p.source(d, taps[d]) for d, p in enumerate(point)]
+        data = source.at([affine("i0"), first, *spatial])
         coef = weights.at(
             [first, affine("i1"), *(p.tap(t) for p, t in zip(point, taps, strict=True))]
         )
@@ -263,13 +261,14 @@ def _phases(
             value = Reduce("sum", (*taps, inner), data * coef, data.dtype)
         if ctx.has(2):
             value = ctx[2].at([affine("i1") + g * m]) + value
-        spatial = [affine(f"i{d + 2}") * s + p.first for d, (p, s) in enumerate(
-            zip(point, plan.strides, strict=True)
-        )]
+        where = [
+            affine(f"i{d + 2}") * s + p.first
+            for d, (p, s) in enumerate(zip(point, plan.strides, strict=True))
+        ]
         extents = tuple(p.extent for p in point)
         yield Piece(
             Lazy((shape[0], m, *extents), dtype, value),
-            (affine("i0"), affine("i1") + g * m, *spatial),
+            (affine("i0"), affine("i1") + g * m, *where),
         )
 
 
