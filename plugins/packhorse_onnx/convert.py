@@ -1,0 +1,174 @@
+"""Conversion to opset 21 by the onnx package, done only when an operator changed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto, defs, version_converter
+
+from packhorse.errors import ModelFormatError, UnsupportedOperator
+from packhorse.graph.ir import OPSET
+from packhorse_onnx.functions import normal_domain, proto_bodies
+
+__all__ = ["all_nodes", "infer_types", "opset_of", "to_opset"]
+
+IR_VERSION = 10
+
+
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """All nodes of a graph and its bodies."""
+    for node in graph.node:
+        yield node
+        for body in proto_bodies(node):
+            yield from all_nodes(body)
+
+
+def opset_of(model: ModelProto) -> int:
+    """Opset of the default domain; 1 where the file predates the field.
+
+    Raises
+    ------
+    ModelFormatError
+        The opset is unknown to the installed onnx package.
+    """
+    found = [o.version for o in model.opset_import if normal_domain(o.domain) == ""]
+    version = max(found) if found else (OPSET if model.opset_import else 1)
+    newest = defs.onnx_opset_version()
+    if not 1 <= version <= newest:
+        raise ModelFormatError(
+            f"the model says opset {version}; the installed onnx {onnx.__version__} knows 1 to "
+            f"{newest}. If the file is sound, update it: pip install -U onnx"
+        )
+    return version
+
+
+def to_opset(model: ModelProto) -> ModelProto:
+    """The model at opset 21; the same object when no operator it uses changed in between.
+
+    Opsets above 21 added element types, attributes and operators and changed no meaning, so newer
+    models stay as they are.
+
+    Raises
+    ------
+    UnsupportedOperator
+        The converter has no rule for an operator: it is named.
+    """
+    version = opset_of(model)
+    changed = {n.op_type for n in all_nodes(model.graph) if _changed(n, version)}
+    if version >= OPSET or not changed:
+        return model
+    model.ir_version = max(model.ir_version, IR_VERSION)
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except Exception as error:
+        culprits = _culprits(model, changed, version)
+        raise UnsupportedOperator(
+            f"the model cannot be converted from opset {version} to {OPSET}"
+            + (f": no rule for {', '.join(culprits)}" if culprits else "")
+            + f" ({_first_line(error)}). Export it again at opset {OPSET}"
+        ) from None
+
+
+def _changed(node: NodeProto, version: int) -> bool:
+    if normal_domain(node.domain):
+        return False
+    try:
+        old, new = (defs.get_schema(node.op_type, v) for v in (version, OPSET))
+    except defs.SchemaError:  # removed on the way (Upsample), or unknown
+        return defs.has(node.op_type)
+    return bool(old.since_version != new.since_version)
+
+
+def _culprits(model: ModelProto, ops: set[str], version: int) -> list[str]:
+    """Operators that do not convert when they stand alone."""
+    found = []
+    for op in sorted(ops):
+        node = next(n for n in all_nodes(model.graph) if n.op_type == op)
+        anything = TypeProto(tensor_type=TypeProto.Tensor(elem_type=1))
+        graph = onnx.helper.make_graph(
+            [node],
+            op,
+            [onnx.helper.make_value_info(n, anything) for n in dict.fromkeys(node.input) if n],
+            [onnx.helper.make_value_info(n, anything) for n in node.output if n],
+        )
+        alone = onnx.helper.make_model(
+            graph, ir_version=IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", version)]
+        )
+        try:
+            version_converter.convert_version(alone, OPSET)
+        except Exception:
+            found.append(f"node '{node.name or node.output[0]}' ({op})")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+
+
+def infer_types(model: ModelProto) -> tuple[ModelProto, dict[str, TypeProto]]:
+    """Run shape inference with data propagation; returns the model and the type of each value.
+
+    What inference cannot do is left unknown: execution infers again with real shapes.
+    """
+    declared = _forget_shapes(model.graph)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # a contradiction in the file; specialisation will name the node
+        inferred = model
+    types: dict[str, TypeProto] = {}
+    _collect(inferred.graph, types)
+    for name, kind in declared.items():
+        _prefer_declared(types.setdefault(name, kind), kind)
+    return inferred, types
+
+
+def _prefer_declared(found: TypeProto, declared: TypeProto) -> None:
+    """Where inference only invented a symbol, the exporter's word for a dimension is kept."""
+    if found is declared or not declared.tensor_type.HasField("shape"):
+        return
+    if not found.tensor_type.HasField("shape"):
+        found.CopyFrom(declared)
+    elif len(found.tensor_type.shape.dim) == len(declared.tensor_type.shape.dim):
+        pairs = zip(found.tensor_type.shape.dim, declared.tensor_type.shape.dim, strict=True)
+        for mine, theirs in pairs:
+            if not mine.HasField("dim_value") and theirs.WhichOneof("value"):
+                mine.CopyFrom(theirs)
+
+
+def _forget_shapes(graph: GraphProto) -> dict[str, TypeProto]:
+    """Drop what exporters wrote about shapes, which is often wrong; returns the outputs' types."""
+    declared = {}
+    del graph.value_info[:]
+    for value in graph.output:
+        kept = TypeProto()
+        kept.CopyFrom(value.type)
+        _forget_any(kept)
+        declared[value.name] = kept
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    for value in graph.input:
+        _forget_any(value.type)
+    return declared
+
+
+def _forget_any(kind: TypeProto) -> None:
+    """0, -1, "" and "?" are ways to say "any size"; none of them names one."""
+    if kind.HasField("tensor_type"):
+        for dim in kind.tensor_type.shape.dim:
+            if dim.dim_param in ("", "?") and dim.dim_value <= 0:
+                dim.Clear()
+
+
+def _collect(graph: GraphProto, types: dict[str, TypeProto]) -> None:
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        old = types.get(value.name)
+        known = value.type.tensor_type.HasField("shape") or old is None
+        if value.type.WhichOneof("value") and known:
+            types[value.name] = value.type
+    for tensor in graph.initializer:
+        made = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        types[tensor.name] = made
+    for node in graph.node:
+        for body in proto_bodies(node):
+            _collect(body, types)
