@@ -149,7 +149,9 @@ def parse_choice(text: str) -> tuple[DeviceString, ...]:
 def _shown(text: str) -> str:
     """The string as errors quote it: what could be a secret is left out, long ones are cut."""
     text = re.sub(r"(://)[^/?]*@", r"\1***@", text)
-    text = re.sub(r"(?i)((?:token|passw(?:or)?d|secret|key|auth|credentials?)=)[^&,]*", r"\1***", text)
+    text = re.sub(
+        r"(?i)((?:token|passw(?:or)?d|secret|key|auth|credentials?)=)[^&,]*", r"\1***", text
+    )
     return repr(text if len(text) <= 120 else text[:117] + "...")
 
 

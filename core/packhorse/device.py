@@ -298,4 +298,4 @@ def devices(probe: bool = False, timeout: float = 20.0) -> list[DeviceInfo]:
     """
     from packhorse._devices import default_devices
 
-    return default_devices().list(probe=probe, timeout=timeout)
+    return default_devices().rows(probe=probe, timeout=timeout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from packhorse.plugin.info import FrontendInfo
 if TYPE_CHECKING:  # annotations only: the graph lies above the plugins
     from packhorse.graph.ir import Graph
 
-__all__ = ["Frontend"]
+__all__ = ["Frontend", "choose_frontend"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,33 @@ class Frontend:
                 f"({self.info.summary or ', '.join(self.info.suffixes)})"
             )
         return graph
+
+
+def choose_frontend(
+    file: str, infos: Sequence[FrontendInfo], broken: Sequence[Exception] = ()
+) -> str:
+    """Name of the frontend whose suffix fits a file name best (the longest one).
+
+    Raises
+    ------
+    ModelFormatError
+        None fits, or several do; ``broken`` says what else might have.
+    """
+    fits = {
+        info.name: max((len(s) for s in info.suffixes if file.lower().endswith(s)), default=0)
+        for info in infos
+    }
+    best = max(fits.values(), default=0)
+    names = [name for name, length in fits.items() if length == best and best]
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise ModelFormatError(
+            f"'{file}' may be read by {', '.join(names)}: choose one with format="
+        )
+    known = ", ".join(sorted(s for info in infos for s in info.suffixes)) or "none"
+    notes = "".join(f" Not usable: {error}" for error in broken)
+    raise ModelFormatError(
+        f"no frontend reads '{file}'. Suffixes known here: {known}. "
+        f"Name the format with format= if the suffix misleads.{notes}"
+    )

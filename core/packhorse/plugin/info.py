@@ -27,7 +27,7 @@ API: tuple[int, int] = (1, 0)
 Status: TypeAlias = Literal[
     "ok", "not probed", "not installed", "no driver", "no device", "denied", "error"
 ]
-"""What is known of a device. ``not probed`` means the plugin is there and nobody asked its driver."""
+"""What is known of a device; ``not probed``: the plugin is there, nobody asked its driver."""
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -86,6 +86,12 @@ class OptionSpec:
         return str(int(value)) if isinstance(value, bool) else str(value)
 
 
+def _pip_line(extra: str | None, package: str | None) -> str:
+    if extra:
+        return f"pip install 'packhorse[{extra}]'"
+    return f"pip install {package}" if package else ""
+
+
 @dataclass(frozen=True)
 class BackendInfo:
     """Static description of a backend: what can be said without touching a driver.
@@ -136,9 +142,7 @@ class BackendInfo:
     @property
     def fix(self) -> str:
         """The pip line that brings what the backend needs, or an empty string."""
-        if self.extra:
-            return f"pip install 'packhorse[{self.extra}]'"
-        return f"pip install {self.package}" if self.package else ""
+        return _pip_line(self.extra, self.package)
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,11 @@ class FrontendInfo:
     package: str | None = None
     requires: tuple[str, ...] = ()
     api: tuple[int, int] = API
+
+    @property
+    def fix(self) -> str:
+        """The pip line that brings what the frontend needs, or an empty string."""
+        return _pip_line(self.extra, self.package)
 
 
 @dataclass(frozen=True)

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import pluggy
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from packhorse import _config
-from packhorse._version import __version__
 from packhorse.errors import (
     DeviceUnavailable,
     MissingExtra,
     ModelError,
-    ModelFormatError,
     PackhorseError,
     PluginError,
     PluginLoadError,
-    PluginTooNew,
-    PluginTooOld,
     UnknownBackend,
     did_you_mean,
 )
-from packhorse.plugin import spec
+from packhorse.plugin.checks import (
+    REQUIRED,
+    check_api,
+    check_hooks,
+    check_packages,
+    new_pluggy,
+    trace_call,
+    trace_result,
+)
 from packhorse.plugin.entries import BUILTINS, KNOWN, Entry, Selection, installed
-from packhorse.plugin.frontend import Frontend
-from packhorse.plugin.info import API, BackendInfo, FrontendInfo, PluginContext
+from packhorse.plugin.frontend import Frontend, choose_frontend
+from packhorse.plugin.info import BackendInfo, FrontendInfo, PluginContext
 
 if TYPE_CHECKING:  # annotations only: the device lies above the plugins
     from packhorse.device import Backend
@@ -41,12 +42,6 @@ __all__ = ["BACKENDS", "FORMATS", "FRONTENDS", "PLUGINS", "PluginManager", "defa
 BACKENDS, FRONTENDS = "packhorse.backends", "packhorse.frontends"
 FORMATS, PLUGINS = "packhorse.formats", "packhorse.plugins"
 
-_REQUIRED = {
-    BACKENDS: ("packhorse_backend_info", "packhorse_open_backend"),
-    FRONTENDS: ("packhorse_frontend_info", "packhorse_import_model"),
-    FORMATS: (),
-    PLUGINS: (),
-}
 _T = TypeVar("_T", BackendInfo, FrontendInfo)
 _log = logging.getLogger("packhorse.plugin")
 
@@ -94,9 +89,9 @@ class PluginManager:
                 self.refused[entry.group, entry.name] = reason
             else:
                 self._entries.setdefault((entry.group, entry.name), []).append(entry)
-        self._pluggy = _new_pluggy()
+        self._pluggy = new_pluggy()
         if _config.flag("PACKHORSE_TRACE_PLUGINS") if trace is None else trace:
-            self._pluggy.add_hookcall_monitoring(_trace_call, _trace_result)
+            self._pluggy.add_hookcall_monitoring(trace_call, trace_result)
 
     # -- names and loading -------------------------------------------------------------------
 
@@ -124,6 +119,10 @@ class PluginManager:
             )
         return found[0]
 
+    def entries(self, group: str, name: str) -> list[Entry]:
+        """Every entry point of a name; more than one is a conflict that :meth:`entry` refuses."""
+        return list(self._entries.get((group, name), ()))
+
     def load(self, group: str, name: str) -> object:
         """Import and check one plugin; the same object when asked again.
 
@@ -148,11 +147,11 @@ class PluginManager:
             entry = self.entry(group, name)
             try:
                 plugin = entry.load()
-                self._verify(entry, plugin)
+                check_hooks(entry, plugin)
                 if not self._pluggy.is_registered(plugin):
                     self._pluggy.register(plugin, f"{group}:{name}")
             except (Exception, SystemExit) as error:
-                raise self._failed(entry, error) from error
+                self._fail(entry, error)
             self._plugins[key] = plugin
         return self._plugins[key]
 
@@ -165,32 +164,14 @@ class PluginManager:
                 except PackhorseError as error:
                     _log.warning("%s", error)
 
-    def _failed(self, entry: Entry, error: BaseException) -> PackhorseError:
-        expected = (MissingExtra, PluginError)
-        failure = (
-            error
-            if isinstance(error, expected)
-            else PluginLoadError(entry.name, entry.dist, entry.version, error)
-        )
-        self._failures[entry.group, entry.name] = failure
-        return failure
-
-    def _verify(self, entry: Entry, plugin: object) -> None:
-        """Check hooks in a scratch manager, so that a refused plugin leaves no trace in ours."""
-        scratch = _new_pluggy()
-        try:
-            scratch.register(plugin, entry.name)
-            scratch.check_pending()
-        except pluggy.PluginValidationError:
-            # Hooks of another API version look misspelt: the version explains more.
-            info = getattr(plugin, _REQUIRED[entry.group][0], None) if _REQUIRED[entry.group] else 0
-            if callable(info):
-                _check_api(entry, info())
-            raise
-        for hook in _REQUIRED[entry.group]:
-            if not getattr(scratch.hook, hook).get_hookimpls():
-                marked = " (it is there, but not marked with @hookimpl)" * hasattr(plugin, hook)
-                raise AttributeError(f"{entry.value} has no hook {hook}{marked}")
+    def _fail(self, entry: Entry, error: BaseException) -> NoReturn:
+        """Remember and raise what went wrong, as an error of ours that names the plugin."""
+        key = entry.group, entry.name
+        if isinstance(error, (MissingExtra, PluginError)):
+            self._failures[key] = error
+            raise error
+        self._failures[key] = PluginLoadError(entry.name, entry.dist, entry.version, error)
+        raise self._failures[key] from error
 
     def hook(self, hook: str, group: str, name: str) -> Any:
         """Caller of one plugin's hook; wrappers of eager plugins stay around it."""
@@ -204,6 +185,10 @@ class PluginManager:
         with self.lock:
             self._load_eager()
         return getattr(self._pluggy.hook, hook)
+
+    def is_builtin(self, group: str, name: str) -> bool:
+        """True for the plugins of packhorse's core."""
+        return self.entry(group, name) in BUILTINS
 
     def failures(self) -> dict[tuple[str, str], PackhorseError]:
         """What went wrong so far: (group, name) -> error."""
@@ -240,7 +225,7 @@ class PluginManager:
         with self.lock:
             info = self.backend_info(name)
             if info.name not in self._backends:
-                self._require(info)
+                check_packages(info)
                 entry = self.entry(BACKENDS, info.name)
                 call = self.hook("packhorse_open_backend", BACKENDS, info.name)
                 try:
@@ -250,7 +235,7 @@ class PluginManager:
                 except (MissingExtra, DeviceUnavailable):
                     raise  # may be mended while we run, so it is not remembered
                 except (Exception, SystemExit) as error:
-                    raise self._failed(entry, error) from error
+                    self._fail(entry, error)
                 self._backends[info.name] = backend
             return self._backends[info.name]
 
@@ -291,7 +276,7 @@ class PluginManager:
             It lacks a package, or as :meth:`load`.
         """
         info = self.frontend_info(name)
-        self._require(info)
+        check_packages(info)
         return Frontend(info, self.hook("packhorse_import_model", FRONTENDS, name))
 
     def frontend_for(self, path: str | Path) -> Frontend:
@@ -301,35 +286,17 @@ class PluginManager:
         ------
         ModelFormatError
             None reads such files, or several do.
+        MissingExtra, PluginError
+            The one that does lacks a package or is broken.
         """
-        file = Path(path).name.lower()
-        found: dict[str, str] = {}
-        suffixes: list[str] = []
+        infos: list[FrontendInfo] = []
         broken: list[PackhorseError] = []
         for name in self.names(FRONTENDS):
             try:
-                info = self.frontend_info(name)
+                infos.append(self.frontend_info(name))
             except PackhorseError as error:
                 broken.append(error)
-                continue
-            suffixes.extend(info.suffixes)
-            fits = [suffix for suffix in info.suffixes if file.endswith(suffix)]
-            if fits:
-                found[name] = max(fits, key=len)
-        best = max(map(len, found.values()), default=0)
-        names = [name for name, suffix in found.items() if len(suffix) == best]
-        if len(names) == 1:
-            return self.frontend(names[0])
-        if names:
-            raise ModelFormatError(
-                f"'{file}' may be read by {', '.join(names)}: choose one with format="
-            )
-        listed = ", ".join(sorted(suffixes)) or "none"
-        notes = "".join(f" Not usable: {error}" for error in broken)
-        raise ModelFormatError(
-            f"no frontend reads '{file}'. Suffixes known here: {listed}. "
-            f"Name the format with format= if the suffix misleads.{notes}"
-        )
+        return self.frontend(choose_frontend(Path(path).name, infos, broken))
 
     # -- shared ------------------------------------------------------------------------------
 
@@ -338,85 +305,40 @@ class PluginManager:
             known = self._infos.get((group, name))
             if isinstance(known, kind):
                 return known
-            hook = _REQUIRED[group][0]
+            hook = REQUIRED[group][0]
             call = self.hook(hook, group, name)
             entry = self.entry(group, name)
             try:
                 info = call(name=name)
                 if not isinstance(info, kind):
                     raise TypeError(f"{hook} returned {type(info).__name__}, not {kind.__name__}")
-                _check_api(entry, info)
+                check_api(entry, info)
                 if info.name != name:
                     raise ValueError(f"{hook} says '{info.name}', its entry point says '{name}'")
             except (Exception, SystemExit) as error:
-                raise self._failed(entry, error) from error
+                self._fail(entry, error)
             self._infos[group, name] = info
             return info
-
-    def _require(self, info: BackendInfo | FrontendInfo) -> None:
-        if package := missing_package(info):
-            kind = "backend" if isinstance(info, BackendInfo) else "frontend"
-            raise MissingExtra(package, info.extra or info.name, f"{kind} '{info.name}'")
 
     def _unknown(self, group: str, name: str) -> PackhorseError:
         names = self.names(group)
         known = [word for found, word in KNOWN if found == group]
         kind = group.partition(".")[2].removesuffix("s")
-        text = f"no {kind} '{name}'{did_you_mean(name, [*names, *known])}. "
-        text += f"Installed: {', '.join(names) or 'none'}. "
+        hint = did_you_mean(name, [*names, *known])
+        text = f"no {kind} '{name}'{hint}. Installed: {', '.join(names) or 'none'}. "
+        absent = [
+            word for word in known if word not in names and (word == name or f"'{word}'" in hint)
+        ]
         if (group, name) in self.refused:
             text += f"'{name}' is installed, but {self.refused[group, name]} switches it off"
-        elif (group, name) in KNOWN:
-            text += f"'{name}' comes with: pip install 'packhorse[{KNOWN[group, name].extra}]'"
+        elif absent:
+            extra = KNOWN[group, absent[0]].extra
+            text += f"'{absent[0]}' comes with: pip install 'packhorse[{extra}]'"
         else:
             text += f"Other packages may offer it as an entry point of the group '{group}'"
         if group == BACKENDS:
             return UnknownBackend(text)
         return ModelError(text) if group == FRONTENDS else PluginError(text)
-
-
-def missing_package(info: BackendInfo | FrontendInfo) -> str | None:
-    """The first package of ``info.requires`` that is not installed; imports none of them."""
-    for module in info.requires:
-        try:
-            if importlib.util.find_spec(module) is None:
-                return module
-        except (ImportError, ValueError):  # the parent package is missing, or half imported
-            return module
-    return None
-
-
-def _new_pluggy() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager("packhorse")
-    manager.add_hookspecs(spec.Hooks)
-    return manager
-
-
-def _check_api(entry: Entry, info: object) -> None:
-    """Compare API versions before the plugin is asked to touch anything native."""
-    api = getattr(info, "api", None)
-    try:
-        major, minor = api  # type: ignore[misc]
-        newer = (int(major), int(minor)) > API
-    except (TypeError, ValueError):
-        raise TypeError(f"its api is {api!r}, expected a pair such as {API}") from None
-    asks = f"plugin '{entry.name}' of {entry.dist} {entry.version} was written for plugin API "
-    asks += f"{major}.{minor}; packhorse {__version__} offers {API[0]}.{API[1]}. "
-    if newer:
-        raise PluginTooNew(f"{asks}Update packhorse: pip install -U packhorse")
-    if major != API[0]:
-        raise PluginTooOld(f"{asks}Update the plugin: pip install -U {entry.dist}")
-
-
-def _trace_call(hook: str, impls: Any, arguments: Mapping[str, Any]) -> None:
-    words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    print(f"packhorse trace: {hook}({words})", file=sys.stderr)
-
-
-def _trace_result(outcome: Any, hook: str, impls: Any, arguments: Mapping[str, Any]) -> None:
-    error = outcome.exception
-    text = f"raised {error!r}" if error is not None else f"-> {outcome.get_result()!r}"
-    print(f"packhorse trace: {hook} {text}", file=sys.stderr)
 
 
 @functools.cache

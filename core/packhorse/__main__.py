@@ -1,0 +1,7 @@
+"""``python -m packhorse``."""
+
+import sys
+
+from packhorse.cli import main
+
+sys.exit(main())

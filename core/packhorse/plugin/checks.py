@@ -1,0 +1,124 @@
+"""What is checked of a plugin before it is used: hooks, API version, packages it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pluggy
+
+from packhorse._version import __version__
+from packhorse.errors import MissingExtra, PluginTooNew, PluginTooOld
+from packhorse.plugin import spec
+from packhorse.plugin.entries import Entry
+from packhorse.plugin.info import API, BackendInfo, FrontendInfo
+
+__all__ = ["REQUIRED", "check_api", "check_hooks", "check_packages", "missing_package"]
+
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "packhorse.backends": ("packhorse_backend_info", "packhorse_open_backend"),
+    "packhorse.frontends": ("packhorse_frontend_info", "packhorse_import_model"),
+}
+"""Hooks a plugin of a group must have; the first one describes it."""
+
+
+def new_pluggy() -> pluggy.PluginManager:
+    """A pluggy manager that knows the hooks of :mod:`packhorse.plugin.spec`."""
+    manager = pluggy.PluginManager("packhorse")
+    manager.add_hookspecs(spec.Hooks)
+    return manager
+
+
+def check_hooks(entry: Entry, plugin: object) -> None:
+    """Refuse misspelt, missing or unmarked hooks, and hooks with unknown arguments.
+
+    A scratch manager is used, so that a refused plugin leaves no trace in the real one.
+
+    Raises
+    ------
+    pluggy.PluginValidationError, AttributeError
+        What is wrong with the hooks.
+    PluginTooNew, PluginTooOld
+        They are those of another API version, which explains more.
+    """
+    required = REQUIRED.get(entry.group, ())
+    scratch = new_pluggy()
+    try:
+        scratch.register(plugin, entry.name)
+        scratch.check_pending()
+    except pluggy.PluginValidationError:
+        describe = getattr(plugin, required[0], None) if required else None
+        if callable(describe):
+            check_api(entry, describe())
+        raise
+    for hook in required:
+        if not getattr(scratch.hook, hook).get_hookimpls():
+            there = hasattr(plugin, hook)
+            marked = " (it is there, but not marked with @hookimpl)" if there else ""
+            raise AttributeError(f"{entry.value} has no hook {hook}{marked}")
+
+
+def check_api(entry: Entry, info: object) -> None:
+    """Compare API versions before the plugin is asked to touch anything native.
+
+    Raises
+    ------
+    PluginTooNew, PluginTooOld
+        A newer (major, minor) than ours, or another major.
+    TypeError
+        ``info.api`` is no pair of numbers.
+    """
+    api = getattr(info, "api", None)
+    try:
+        major, minor = map(int, api)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"its api is {api!r}, expected a pair such as {API}") from None
+    text = (
+        f"plugin '{entry.name}' of {entry.dist} {entry.version} was written for plugin API "
+        f"{major}.{minor}; packhorse {__version__} offers {API[0]}.{API[1]}. "
+    )
+    if (major, minor) > API:
+        raise PluginTooNew(f"{text}Update packhorse: pip install -U packhorse")
+    if major != API[0]:
+        raise PluginTooOld(f"{text}Update the plugin: pip install -U {entry.dist}")
+
+
+def missing_package(info: BackendInfo | FrontendInfo) -> str | None:
+    """The first package of ``info.requires`` that is not installed; imports none of them."""
+    for module in info.requires:
+        try:
+            if importlib.util.find_spec(module) is None:
+                return module
+        except (ImportError, ValueError):  # the parent package is missing, or half imported
+            return module
+    return None
+
+
+def check_packages(info: BackendInfo | FrontendInfo) -> None:
+    """Raise :class:`MissingExtra`, with the pip line, unless all it requires is installed."""
+    package = missing_package(info)
+    if package is None:
+        return
+    kind = "backend" if isinstance(info, BackendInfo) else "frontend"
+    error = MissingExtra(package, info.extra or "", f"the {kind} '{info.name}'")
+    if not info.extra:  # a plugin of another distribution: packhorse has no extra for it
+        error.args = (
+            f"the {kind} '{info.name}' needs the package '{package}', which is not installed. "
+            f"Install it with: {info.fix or f'pip install {package}'}",
+        )
+    raise error
+
+
+def trace_call(hook: str, impls: Any, arguments: Mapping[str, Any]) -> None:
+    """Write a hook call to stderr (``PACKHORSE_TRACE_PLUGINS``)."""
+    words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    print(f"packhorse trace: {hook}({words})", file=sys.stderr)
+
+
+def trace_result(outcome: Any, hook: str, impls: Any, arguments: Mapping[str, Any]) -> None:
+    """Write what a hook call gave to stderr."""
+    error = outcome.exception
+    text = f"raised {error!r}" if error is not None else f"-> {outcome.get_result()!r}"
+    print(f"packhorse trace: {hook} {text}", file=sys.stderr)
