@@ -1,0 +1,153 @@
+"""Compiling a graph for a device: specialise, build, generate code, link into an executor."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from packhorse.compiler.build import Build, Builder, Scheduler
+from packhorse.compiler.host import run_step
+from packhorse.compiler.link import link, pack_params
+from packhorse.compiler.reference import ReferenceExecutable
+from packhorse.compiler.specialize import specialize
+from packhorse.device import Device
+from packhorse.errors import UnsupportedOperator
+from packhorse.graph.executor import GraphExecutor
+from packhorse.graph.ir import Graph, TensorType
+from packhorse.graph.program import Program
+from packhorse.kernel.kernel import Buffer, Kernel
+from packhorse.ops.registry import NotStatic
+
+__all__ = ["Compiled", "NodeReport", "compile_graph"]
+
+_log = logging.getLogger("packhorse.compiler")
+HOST = "host (NumPy reference)"
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """Where one node of the model runs. ``step`` names the kernel it was fused into."""
+
+    node: str
+    device: str
+    step: str
+
+
+@dataclass
+class Compiled:
+    """A graph ready to run on a device.
+
+    ``program``, ``module`` and ``params`` are None for graphs that run by the references.
+    ``timings`` holds seconds per phase; ``note`` says why a graph was not compiled.
+    """
+
+    executor: GraphExecutor | ReferenceExecutable
+    report: list[NodeReport]
+    program: Program | None = None
+    module: Any = None
+    params: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+def compile_graph(
+    graph: Graph,
+    device: Device,
+    types: Mapping[str, TensorType],
+    values: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> Compiled:
+    """Compile a graph for one input signature.
+
+    Parameters
+    ----------
+    graph : Graph
+        As imported; symbolic dimensions allowed.
+    device : Device
+        With ``compile``, kernels are generated; without, the NumPy references run.
+    types : mapping of input name to TensorType
+        Static types of all inputs.
+    values : mapping of input name to array, optional
+        Inputs whose values the shapes or conditions need.
+
+    Raises
+    ------
+    UnsupportedOperator
+        A node has no implementation at all.
+    CompileError
+        The device could not compile a kernel.
+    """
+    if "compile" not in device.capabilities:
+        return _by_reference(graph, device, "")
+    clock = _Clock()
+    try:
+        static = specialize(graph, types, values or {})
+        clock.lap("specialize")
+        build = Builder(static, _scheduler(device)).build()
+        program = link(build, {"device": device.name})
+        clock.lap("build")
+    except (NotStatic, UnsupportedOperator) as error:
+        _log.warning("'%s' runs by its NumPy references on %s: %s", graph.name, device.name, error)
+        return _by_reference(graph, device, str(error))
+    params = pack_params(build)
+    clock.lap("pack weights")
+    functions = [(name, kernel, plan) for name, (kernel, plan) in build.functions.items()]
+    module = device.compile(functions)  # type: ignore[attr-defined]
+    clock.lap("generate code")
+    executor = GraphExecutor(
+        program, module, params, threads=getattr(device, "threads", 0), host=run_step
+    )
+    clock.lap("link")
+    _log.info("compiled '%s' for %s in %.2f s", graph.name, device.name, clock.total)
+    return Compiled(
+        executor, _report(build, device), program, module, params, clock.laps
+    )
+
+
+def _scheduler(device: Device) -> Scheduler:
+    """Schedules and packs for the device's target."""
+    from packhorse.compiler.schedule import pack_constants, schedule
+
+    target = device.target  # type: ignore[attr-defined]
+
+    def plan(kernel: Kernel) -> tuple[Any, dict[str, Buffer]]:
+        chosen = schedule(kernel, target)
+        return chosen, pack_constants(kernel, chosen)
+
+    return plan
+
+
+def _by_reference(graph: Graph, device: Device, note: str) -> Compiled:
+    where = HOST if note else device.name
+    report = [NodeReport(node.label, where, node.name) for node in graph.nodes]
+    return Compiled(ReferenceExecutable(graph), report, note=note)
+
+
+def _report(build: Build, device: Device) -> list[NodeReport]:
+    rows: dict[str, NodeReport] = {}
+    for step in build.steps:
+        where = HOST if step.host is not None else device.name
+        for node in step.nodes:
+            rows[node] = NodeReport(node, where, step.function)
+    return list(rows.values())
+
+
+class _Clock:
+    """Names the time spent since the last lap."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._start
+        self._start = now
+
+    @property
+    def total(self) -> float:
+        return sum(self.laps.values())

@@ -1,0 +1,101 @@
+"""From a :class:`~packhorse.compiler.build.Build` to a Program: entries, storages, parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+
+from packhorse.compiler.build import Build, Emitted
+from packhorse.compiler.host import encode
+from packhorse.compiler.memory import Interval, assign_storage
+from packhorse.graph.program import Entry, Program, Step
+from packhorse.kernel.kernel import Buffer
+from packhorse.kernel.layout import numpy_dtype, to_storage
+
+__all__ = ["link", "pack_params"]
+
+Array = np.ndarray[Any, Any]
+
+
+def link(build: Build, metadata: Mapping[str, str]) -> Program:
+    """Number the tensors, plan the memory and write down the calls."""
+    graph = build.graph
+    inputs = [v.name for v in graph.inputs]
+    results = [build.results[v.name] for v in graph.outputs]
+    pinned = [*inputs, *build.params, *dict.fromkeys(results)]
+    work = [i for i in _intervals(build) if i.name not in set(pinned)]
+    owner, sizes = assign_storage(work)
+    storage = {name: len(sizes) + i for i, name in enumerate(pinned)} | owner
+
+    entries: list[Entry] = []
+    current: dict[str, int] = {}
+
+    def entry(root: str, shape: tuple[int, ...]) -> int:
+        buffer = build.roots[root]
+        current[root] = len(entries)
+        entries.append(Entry(root, shape, buffer.dtype, storage[root]))
+        return current[root]
+
+    for name in inputs:
+        entry(name, build.roots[name].shape)
+    for name in build.params:
+        entry(name, (build.roots[name].size,))
+    logical = set(results)
+    steps = []
+    for emitted in build.steps:
+        reads = tuple(current[r] for r in emitted.reads if r)
+        writes = tuple(
+            entry(w, build.roots[w].shape if w in logical or emitted.host else (_size(build, w),))
+            for w in emitted.writes
+            if w
+        )
+        attrs = encode(emitted.host) if emitted.host is not None else {}
+        steps.append(Step(emitted.function, reads, writes, emitted.label, emitted.once, attrs))
+    return Program(
+        name=graph.name,
+        entries=tuple(entries),
+        inputs=tuple(range(len(inputs))),
+        params=tuple(range(len(inputs), len(inputs) + len(build.params))),
+        steps=tuple(steps),
+        outputs=tuple(current[r] for r in results),
+        output_names=tuple(v.name for v in graph.outputs),
+        metadata=dict(metadata),
+    )
+
+
+def pack_params(build: Build) -> dict[str, Array]:
+    """The parameters, each laid out flat as its kernels read it."""
+    return {name: to_storage(array, buffer) for name, (array, buffer) in build.params.items()}
+
+
+def _size(build: Build, root: str) -> int:
+    return build.roots[root].size
+
+
+def _intervals(build: Build) -> list[Interval]:
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for position, step in enumerate(build.steps):
+        for root in _roots(step):
+            first.setdefault(root, position)
+            last[root] = position
+    return [
+        Interval(root, _nbytes(build.roots[root]), first[root], last[root],
+                 _group(build.roots[root]))
+        for root in first
+    ]  # fmt: skip
+
+
+def _roots(step: Emitted) -> list[str]:
+    return [name for name in (*step.reads, *step.writes) if name]
+
+
+def _nbytes(buffer: Buffer) -> int:
+    return buffer.size * numpy_dtype(buffer.dtype).itemsize
+
+
+def _group(buffer: Buffer) -> Hashable:
+    """Bordered buffers share storage only with buffers of the very same geometry."""
+    return buffer if buffer.size > int(np.prod(buffer.shape)) else None

@@ -1,0 +1,405 @@
+"""Models and executables: load a file, call it on a device named per call.
+
+>>> import packhorse as ph                                        # doctest: +SKIP
+>>> model = ph.load("mobilenet.onnx")                             # doctest: +SKIP
+>>> y = model(image, device="llvm-cpu")                           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from packhorse.device import Device, device
+from packhorse.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    ArtifactError,
+    DeviceClosed,
+    ModelFormatError,
+    did_you_mean,
+)
+from packhorse.graph.ir import Graph, TensorType, Value
+
+if TYPE_CHECKING:
+    from packhorse.artifact import Artifact
+    from packhorse.compiler.compile import Compiled, NodeReport
+
+__all__ = ["Executable", "Model", "load"]
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Outputs: TypeAlias = Array | tuple[Array, ...]
+DeviceLike: TypeAlias = "str | Device | None"
+
+_CACHED_SIGNATURES = 64
+
+
+def load(path: str | Path, *, format: str | None = None) -> Model | Executable:
+    """Load a model or a compiled artifact.
+
+    Parameters
+    ----------
+    path : str or Path
+        A model file (``.onnx``), or an artifact: a folder with ``deploy.json``, or ``.packhorse``.
+    format : str, optional
+        Name of the frontend when the file's suffix does not tell it.
+
+    Returns
+    -------
+    Model
+        For model files: compiled when called, for the device of the call.
+    Executable
+        For artifacts: runs on ``cpu`` with nothing else installed.
+
+    Raises
+    ------
+    ModelFormatError
+        No such file, or not a model.
+    ArtifactError
+        A damaged artifact.
+    MissingExtra
+        The frontend's package is not installed.
+    """
+    where = Path(path)
+    if not where.exists():
+        raise ModelFormatError(
+            f"'{where}' does not exist. Give the path of a model file, of a folder with "
+            "deploy.json, or of a .packhorse file"
+        )
+    if where.suffix == ".packhorse" or where.is_dir():
+        from packhorse.artifact import load_artifact
+
+        return Executable.from_artifact(load_artifact(where))
+    from packhorse.plugin import default_manager
+
+    manager = default_manager()
+    frontend = manager.frontend(format) if format else manager.frontend_for(where)
+    return Model(frontend.import_model(where, {}))
+
+
+class Model:
+    """A network that is compiled when first called, per device and per input shapes.
+
+    Thread-safe. ``close()`` frees every compiled form; the model can be called again after it.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._lock = threading.RLock()
+        self._ready: dict[Any, Executable] = {}
+        self._names = tuple(value.name for value in graph.inputs)
+        self._default: Device | None = None
+        self._operands: tuple[str, ...] | None = None
+
+    @property
+    def inputs(self) -> dict[str, TensorType]:
+        """Name -> dtype and shape of each input; strings are symbolic dimensions."""
+        return {value.name: value.type for value in self.graph.inputs}
+
+    @property
+    def outputs(self) -> dict[str, TensorType]:
+        """Name -> dtype and shape of each output, as far as known before compiling."""
+        return {value.name: value.type for value in self.graph.outputs}
+
+    def __call__(self, *args: Any, device: DeviceLike = None, **inputs: Any) -> Outputs:
+        """Run the model.
+
+        Parameters
+        ----------
+        *args, **inputs : array-like
+            Inputs by position or by name: NumPy arrays, Tensors, anything with ``__dlpack__``.
+        device : str or Device, optional
+            Where to run; default: ``$PACKHORSE_DEVICE`` or the best device that works here.
+
+        Returns
+        -------
+        numpy.ndarray or tuple of numpy.ndarray
+            The output, or all of them in the model's order.
+
+        Raises
+        ------
+        ArgumentTypeError, ArgumentValueError
+            An input of the wrong name, dtype or shape, or a missing one.
+        DeviceError
+            The device does not exist or cannot be used here.
+        """
+        feeds = _bind(self._names, args, inputs)
+        outputs = self._executable(feeds, device)._run(feeds)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def compile(
+        self,
+        device: DeviceLike = None,
+        *,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        values: Mapping[str, Any] | None = None,
+    ) -> Executable:
+        """Compile ahead of the first call.
+
+        Parameters
+        ----------
+        device : str or Device, optional
+            Target, as in a call.
+        shapes : mapping of input name to shape, optional
+            Needed for inputs with symbolic dimensions.
+        values : mapping of input name to array-like, optional
+            Needed for integer inputs that the shapes or conditions depend on.
+
+        Raises
+        ------
+        ArgumentValueError
+            A symbolic dimension has no size, or a shape does not fit.
+        """
+        feeds: dict[str, Array] = {}
+        given = dict(shapes or {})
+        fixed = {name: np.asarray(value) for name, value in (values or {}).items()}
+        for unknown in (given.keys() | fixed.keys()) - set(self._names):
+            raise ArgumentValueError(_no_such_input(unknown, self._names))
+        for value in self.graph.inputs:
+            if value.name in fixed:
+                feeds[value.name] = np.asarray(fixed[value.name], value.type.dtype)
+                continue
+            shape = tuple(given.get(value.name, value.type.shape or ()))
+            if any(not isinstance(d, (int, np.integer)) for d in shape) or (
+                value.type.shape is None and value.name not in given
+            ):
+                raise ArgumentValueError(
+                    f"input '{value.name}' has shape {_text(value.type)}; say which sizes to "
+                    f"compile for: compile(..., shapes={{'{value.name}': (...)}})"
+                )
+            # a broadcast zero stands for the data: only its shape and dtype are looked at
+            feeds[value.name] = np.broadcast_to(np.zeros((), value.type.dtype), shape)
+        needed = [n for n in self._value_operands() if n not in fixed]
+        if needed and "compile" in self._device(device).capabilities:
+            raise ArgumentValueError(
+                f"the shapes inside this model depend on the value of input '{needed[0]}'; "
+                f"give it: compile(..., values={{'{needed[0]}': ...}})"
+            )
+        return self._executable(feeds, device)
+
+    def close(self) -> None:
+        """Free every compiled form; idempotent."""
+        with self._lock:
+            ready, self._ready = self._ready, {}
+        for executable in ready.values():
+            executable.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
+        return f"<packhorse.Model '{self.graph.name}' ({inputs}), {len(self.graph.nodes)} nodes>"
+
+    def _device(self, wanted: DeviceLike) -> Device:
+        if wanted is not None:
+            return device(wanted)
+        if self._default is None or self._default.closed:
+            self._default = device(None)
+        return self._default
+
+    def _value_operands(self) -> tuple[str, ...]:
+        if self._operands is None:
+            from packhorse.compiler.specialize import shape_operands
+
+            self._operands = tuple(sorted(shape_operands(self.graph)))
+        return self._operands
+
+    def _executable(self, feeds: dict[str, Array], wanted: DeviceLike) -> Executable:
+        target = self._device(wanted)
+        key: list[Any] = [target.name]
+        for array in feeds.values():
+            key.append(array.shape)
+            key.append(array.dtype)
+        operands = self._operands
+        if operands is None:
+            operands = self._value_operands()
+        for name in operands:
+            if name in feeds:
+                key.append(feeds[name].tobytes())
+        signature = tuple(key)
+        found = self._ready.get(signature)
+        if found is None or found.closed:
+            found = self._compile(signature, feeds, target, operands)
+        return found
+
+    def _compile(
+        self, signature: Any, feeds: dict[str, Array], target: Device, operands: Sequence[str]
+    ) -> Executable:
+        from packhorse.compiler.compile import compile_graph
+
+        with self._lock:
+            found = self._ready.get(signature)
+            if found is not None and not found.closed:
+                return found
+            types = _check(self.graph.inputs, feeds)
+            values = {name: np.array(feeds[name]) for name in operands}
+            compiled = compile_graph(self.graph, target, types, values)
+            executable = Executable(target, types, tuple(self.outputs), compiled)
+            while len(self._ready) >= _CACHED_SIGNATURES:
+                self._ready.pop(next(iter(self._ready)))  # its last caller frees it
+            self._ready[signature] = executable
+            return executable
+
+
+class Executable:
+    """A model compiled for a device and fixed input shapes, or an artifact read from disk.
+
+    Call it like a :class:`Model`. Runs of one executable are serialised; different ones run in
+    parallel.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        inputs: Mapping[str, TensorType],
+        outputs: Sequence[str],
+        compiled: Compiled,
+        artifact: Artifact | None = None,
+    ) -> None:
+        self.device, self.inputs, self.output_names = device, dict(inputs), tuple(outputs)
+        self._compiled, self._artifact = compiled, artifact
+        self._names = tuple(self.inputs)
+        self._run = compiled.executor.run
+        self._closed = False
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, on: DeviceLike = "cpu") -> Executable:
+        """Make an artifact runnable on a host device."""
+        from packhorse.compiler.host import run_step
+        from packhorse.graph.executor import GraphExecutor
+
+        raise NotImplementedError((cls, artifact, on, run_step, GraphExecutor))
+
+    def __call__(self, *args: Any, device: DeviceLike = None, **inputs: Any) -> Outputs:
+        """Run; ``device`` may only name the device it was compiled for."""
+        if device is not None and device != self.device.name:
+            self._require(device)
+        outputs = self._run(_bind(self._names, args, inputs))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`."""
+        return self._closed
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds spent in each phase of compiling."""
+        return dict(self._compiled.timings)
+
+    def report(self) -> list[NodeReport]:
+        """Where each node of the model runs, and the kernel it was fused into."""
+        return list(self._compiled.report)
+
+    def close(self) -> None:
+        """Free its memory; idempotent."""
+        self._closed = True
+        self._compiled.executor.close()
+
+    def __enter__(self) -> Executable:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _require(self, wanted: str | Device) -> None:
+        found = device(wanted)
+        if found.name != self.device.name:
+            raise ArgumentValueError(
+                f"this executable was compiled for '{self.device.name}', not for "
+                f"'{found.name}'. Load the model and compile it for that device"
+            )
+
+
+def _bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Positional and named inputs as arrays, in the model's order."""
+    if len(args) > len(names):
+        raise ArgumentValueError(
+            f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}"
+        )
+    feeds = {}
+    for name, value in zip(names, args, strict=False):
+        feeds[name] = value if type(value) is np.ndarray else _array(name, value)
+    if not inputs and len(feeds) == len(names):
+        return feeds
+    for name, value in inputs.items():
+        if name not in names:
+            raise ArgumentValueError(_no_such_input(name, names))
+        if name in feeds:
+            raise ArgumentValueError(f"input '{name}' was given twice, by position and by name")
+        feeds[name] = value if type(value) is np.ndarray else _array(name, value)
+    missing = [name for name in names if name not in feeds]
+    if missing:
+        raise ArgumentValueError(
+            f"input '{missing[0]}' is missing; the model takes {', '.join(names)}"
+        )
+    return {name: feeds[name] for name in names}
+
+
+def _array(name: str, value: Any) -> Array:
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    found = np.asarray(value)
+    if found.dtype == object:
+        raise ArgumentTypeError(
+            f"input '{name}' is {type(value).__name__}; give a NumPy array, a Tensor or an "
+            "object with __dlpack__"
+        )
+    return found
+
+
+def _check(inputs: Sequence[Value], feeds: Mapping[str, Array]) -> dict[str, TensorType]:
+    """Static types of the feeds, after comparing them with what the model declares."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for value in inputs:
+        array, wanted = feeds[value.name], value.type
+        if array.dtype != wanted.dtype:
+            raise ArgumentTypeError(
+                f"input '{value.name}' is {array.dtype}, the model wants {wanted.dtype}; "
+                f"convert it: {value.name}.astype('{wanted.dtype}')"
+            )
+        if wanted.shape is None:
+            continue
+        fits = len(wanted.shape) == array.ndim
+        for dim, size in zip(wanted.shape, array.shape, strict=False):
+            if isinstance(dim, str):
+                known, where = sizes.setdefault(dim, (size, value.name))
+                if known != size:
+                    raise ArgumentValueError(
+                        f"dimension '{dim}' is {size} in input '{value.name}' but {known} in "
+                        f"input '{where}'; they must be equal"
+                    )
+            elif dim != size:
+                fits = False
+        if not fits:
+            raise ArgumentValueError(
+                f"input '{value.name}' has shape {tuple(array.shape)}, the model wants "
+                f"{_text(wanted)}"
+            )
+    return {n: TensorType(a.dtype, tuple(int(d) for d in a.shape)) for n, a in feeds.items()}
+
+
+def _text(wanted: TensorType) -> str:
+    if wanted.shape is None:
+        return "any shape"
+    return "(" + ", ".join(str(d) for d in wanted.shape) + ("," if len(wanted.shape) == 1 else "") + ")"
+
+
+def _no_such_input(name: str, names: Sequence[str]) -> str:
+    return (
+        f"there is no input '{name}'{did_you_mean(name, names)}; "
+        f"the model takes {', '.join(names) or 'none'}"
+    )
+
+
+_ = (ArtifactError, DeviceClosed)
