@@ -7,6 +7,7 @@ attributes left at their default. Rules of ONNX IR spec, section "Functions".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import onnx
@@ -103,21 +104,21 @@ def _schema_body(
             schema = defs.get_schema(node.op_type, domain=domain)
         except defs.SchemaError:
             return None
+    body: bytes = b""
     if schema.has_function:
         chosen = _nearest(schema.function_opset_versions, version)
-        function: bytes = schema.get_function_with_opset_version(chosen)
-        return FunctionProto.FromString(function)
-    if schema.has_context_dependent_function:
+        body = schema.get_function_with_opset_version(chosen)
+    elif schema.has_context_dependent_function:
         known = [types.get(name, TypeProto()).SerializeToString() for name in node.input]
         chosen = _nearest(schema.context_dependent_function_opset_versions, version)
-        try:
+        # the builder refuses by an exception of its own when a type it needs is unknown
+        with suppress(Exception):
             body = schema.get_context_dependent_function_with_opset_version(
                 chosen, node.SerializeToString(), known
             )
-        except Exception:  # the builder refuses when a type it needs is unknown
-            return None
-        return FunctionProto.FromString(body) if body else None
-    return None
+    function = FunctionProto()
+    function.ParseFromString(body)
+    return function if body else None
 
 
 def _nearest(versions: Iterable[int], wanted: int) -> int:
