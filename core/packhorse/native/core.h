@@ -1,0 +1,130 @@
+/* The C core of packhorse: everything compiled code needs at run time, and nothing else.
+ *
+ * build.py hands the part between the two "cffi" lines to cffi, so Python sees exactly these
+ * declarations. Structs have the layout of TVM's legacy C ABI (0.2 - 0.20) and of DLPack.
+ */
+#ifndef PACKHORSE_CORE_H
+#define PACKHORSE_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+typedef struct { uint8_t code, bits; uint16_t lanes; } ph_dtype;
+typedef struct { int32_t device_type, device_id; } ph_device;
+
+/* DLTensor; the address is an integer so that Python can set it without a cast. */
+typedef struct {
+    uintptr_t data;
+    ph_device device;
+    int32_t ndim;
+    ph_dtype dtype;
+    int64_t *shape;
+    int64_t *strides;
+    uint64_t byte_offset;
+} ph_tensor;
+
+/* TVMValue */
+typedef union {
+    int64_t v_int64;
+    double v_float64;
+    uintptr_t v_handle;
+    ph_tensor *v_tensor;
+    const char *v_str;
+    ph_dtype v_type;
+    ph_device v_device;
+} ph_value;
+
+/* TVMByteArray */
+typedef struct { const char *data; size_t size; } ph_bytes;
+
+/* DLManagedTensor and DLManagedTensorVersioned of DLPack 1.1 */
+typedef struct ph_managed {
+    ph_tensor tensor;
+    void *owner;
+    void (*deleter)(struct ph_managed *);
+} ph_managed;
+
+typedef struct ph_versioned {
+    uint32_t major, minor;
+    void *owner;
+    void (*deleter)(struct ph_versioned *);
+    uint64_t flags;
+    ph_tensor tensor;
+} ph_versioned;
+
+/* One packed call: the address of a TVMBackendPackedCFunc and its arguments. */
+typedef struct {
+    uintptr_t function;
+    ph_value *values;
+    int *codes;
+    int32_t count;
+} ph_step;
+
+typedef struct { ph_step *steps; int32_t count; } ph_plan;
+
+/* plan.c: 0, or 1 + the index of the step that failed */
+int32_t ph_plan_run(const ph_plan *plan, int32_t threads);
+int32_t ph_plan_profile(const ph_plan *plan, int32_t threads, double *seconds);
+int ph_call(const ph_step *step, int32_t threads, ph_value *result, int *result_code);
+uintptr_t ph_runtime_address(const char *name);
+uintptr_t ph_handle_new(uintptr_t function, uintptr_t id);
+
+/* error.c: the calling thread's last error */
+const char *ph_error_text(void);
+uint64_t ph_error_token(void);
+void ph_error_clear(void);
+void ph_error_set(const char *text, uint64_t token);
+
+/* pool.c */
+void ph_pool_configure(int32_t threads, int32_t spin_us);
+int32_t ph_pool_workers(void);
+
+/* workspace.c: bytes the calling thread's pool holds, and giving unused pages back */
+uint64_t ph_workspace_held(void);
+void ph_workspace_trim(void);
+
+/* platform_posix.c */
+uintptr_t ph_dlopen(const char *path);
+uintptr_t ph_dlsym(uintptr_t library, const char *name);
+const char *ph_dlerror(void);
+
+/* dlpack.c */
+uintptr_t ph_dlpack_new(const ph_tensor *view, uintptr_t owner, uint32_t major, uint32_t minor,
+                        uint64_t flags);
+uintptr_t ph_dlpack_destructor(int versioned);
+void ph_dlpack_release(void *managed);
+void ph_dlpack_release_versioned(void *managed);
+/* cffi: end */
+
+typedef ph_value TVMValue;
+typedef struct { void *sync_handle; int32_t num_task; } TVMParallelGroupEnv;
+typedef int (*FTVMParallelLambda)(int task_id, TVMParallelGroupEnv *penv, void *cdata);
+typedef int (*TVMBackendPackedCFunc)(TVMValue *args, int *type_codes, int num_args,
+                                     TVMValue *out_ret, int *out_ret_tcode, void *resource_handle);
+
+/* Implemented in Python (runtime.py); they take the GIL themselves. */
+int ph_py_call(uintptr_t id, ph_value *values, int *codes, int count, ph_value *result,
+               int *result_code);
+int ph_py_lookup(uintptr_t context, const char *name, uintptr_t *handle);
+
+/* What compiled code calls: names and signatures of TVM's c_backend_api.h. */
+void TVMAPISetLastError(const char *text);
+void *TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t nbytes, int code_hint,
+                               int bits_hint);
+int TVMBackendFreeWorkspace(int device_type, int device_id, void *ptr);
+int TVMBackendParallelLaunch(FTVMParallelLambda lambda, void *cdata, int num_task);
+int TVMBackendParallelBarrier(int task_id, TVMParallelGroupEnv *penv);
+int TVMFuncCall(void *handle, TVMValue *args, int *codes, int count, TVMValue *result,
+                int *result_code);
+int TVMBackendGetFuncFromEnv(void *context, const char *name, void **out);
+
+#define PH_ERROR_MAX 4096
+typedef struct { uint64_t token; char text[PH_ERROR_MAX]; } ph_error;
+void ph_error_save(ph_error *to);
+void ph_error_restore(const ph_error *from);
+
+/* Thread count of the plan that runs on this thread; returns the previous one. */
+int32_t ph_pool_enter(int32_t threads);
+
+#endif

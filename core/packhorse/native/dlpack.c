@@ -1,0 +1,99 @@
+/* DLPack exports: managed tensors that keep a Python object alive until the consumer is done.
+ *
+ * Deleters may run on any thread, with or without the GIL, so they take it themselves.
+ */
+/* One build for every Python from 3.11 on; free-threaded builds have no limited API yet. */
+#if !defined(Py_GIL_DISABLED) && !defined(Py_LIMITED_API)
+#define Py_LIMITED_API 0x030B0000
+#endif
+#include <Python.h>
+
+#include "core.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void drop(void *owner) {
+    if (!Py_IsInitialized()) return;
+    PyGILState_STATE state = PyGILState_Ensure();
+    Py_DecRef((PyObject *)owner);
+    PyGILState_Release(state);
+}
+
+static void delete_managed(ph_managed *m) {
+    drop(m->owner);
+    free(m);
+}
+
+static void delete_versioned(ph_versioned *m) {
+    drop(m->owner);
+    free(m);
+}
+
+/* Shape and strides live right behind the struct: one allocation, one free. */
+static void fill(ph_tensor *to, const ph_tensor *view, int64_t *room) {
+    size_t n = (size_t)view->ndim * sizeof(int64_t);
+    *to = *view;
+    to->shape = room;
+    to->strides = room + view->ndim;
+    if (n) {
+        memcpy(to->shape, view->shape, n);
+        memcpy(to->strides, view->strides, n);
+    }
+}
+
+/* Call with the GIL's owner alive; major 0 makes an unversioned tensor. 0 = out of memory. */
+uintptr_t ph_dlpack_new(const ph_tensor *view, uintptr_t owner, uint32_t major, uint32_t minor,
+                        uint64_t flags) {
+    size_t room = 2 * (size_t)view->ndim * sizeof(int64_t);
+    void *made;
+    if (major == 0) {
+        ph_managed *m = made = malloc(sizeof *m + room);
+        if (!m) return 0;
+        m->owner = (void *)owner;
+        m->deleter = delete_managed;
+        fill(&m->tensor, view, (int64_t *)(m + 1));
+    } else {
+        ph_versioned *m = made = malloc(sizeof *m + room);
+        if (!m) return 0;
+        m->major = major;
+        m->minor = minor;
+        m->owner = (void *)owner;
+        m->deleter = delete_versioned;
+        m->flags = flags;
+        fill(&m->tensor, view, (int64_t *)(m + 1));
+    }
+    PyGILState_STATE state = PyGILState_Ensure(); /* cffi released it around this call */
+    Py_IncRef((PyObject *)owner);
+    PyGILState_Release(state);
+    return (uintptr_t)made;
+}
+
+/* Consumers rename a capsule they take over; one that kept its name was never consumed. */
+static void destroy_capsule(PyObject *capsule, const char *name) {
+    if (!PyCapsule_IsValid(capsule, name)) return;
+    void *managed = PyCapsule_GetPointer(capsule, name);
+    if (!strcmp(name, "dltensor"))
+        ph_dlpack_release(managed);
+    else
+        ph_dlpack_release_versioned(managed);
+}
+
+static void destroy_plain(PyObject *capsule) { destroy_capsule(capsule, "dltensor"); }
+static void destroy_versioned(PyObject *capsule) {
+    destroy_capsule(capsule, "dltensor_versioned");
+}
+
+uintptr_t ph_dlpack_destructor(int versioned) {
+    return versioned ? (uintptr_t)destroy_versioned : (uintptr_t)destroy_plain;
+}
+
+void ph_dlpack_release(void *managed) {
+    ph_managed *m = managed;
+    if (m && m->deleter) m->deleter(m);
+}
+
+void ph_dlpack_release_versioned(void *managed) {
+    ph_versioned *m = managed;
+    if (m && m->deleter) m->deleter(m);
+}

@@ -1,0 +1,148 @@
+"""Plans: packed calls with prebuilt arguments, run in one native call with the GIL released."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from packhorse.dtype import legacy_code
+from packhorse.errors import ArgumentTypeError, ArgumentValueError
+from packhorse.native.runtime import ffi, lib, raise_last_error
+
+__all__ = ["Plan", "Slot"]
+
+TENSOR = 7  # TVM's type code of a DLTensor*
+_plan_run = lib.ph_plan_run
+
+
+class Slot:
+    """One DLTensor in native memory, C-contiguous, ``byte_offset`` 0.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    dtype : str
+        A name of :mod:`packhorse.dtype`; ``bool`` is encoded as TVM does (unsigned, 1 bit).
+    data : int
+        Address or device handle; may be changed at any time between runs.
+    device : (int, int)
+        DLPack device type and index; host memory unless said otherwise.
+    """
+
+    __slots__ = ("_c", "_dims", "dtype", "shape")
+
+    def __init__(
+        self, shape: Sequence[int], dtype: str, data: int, device: tuple[int, int] = (1, 0)
+    ) -> None:
+        self.shape, self.dtype = tuple(shape), dtype
+        self._dims = ffi.new("int64_t[]", self.shape or (0,))
+        self._c = c = ffi.new("ph_tensor *")
+        c.data = data
+        c.ndim = len(self.shape)
+        c.shape = self._dims
+        c.device.device_type, c.device.device_id = device
+        c.dtype.code, c.dtype.bits, c.dtype.lanes = legacy_code(dtype)
+
+    @property
+    def data(self) -> int:
+        """Address of the first element."""
+        return self._c.data  # type: ignore[no-any-return]
+
+    @data.setter
+    def data(self, address: int) -> None:
+        self._c.data = address
+
+    @property
+    def pointer(self) -> Any:
+        """The ``ph_tensor *`` (DLTensor) cdata; valid as long as this slot."""
+        return self._c
+
+    def __repr__(self) -> str:
+        return f"Slot({self.shape}, '{self.dtype}', data={self.data:#x})"
+
+
+class Plan:
+    """Packed calls in order. Built once, run many times.
+
+    Parameters
+    ----------
+    steps : sequence of (address, arguments)
+        Address of a packed function of TVM's legacy ABI, and the Slots passed to it.
+    names : sequence of str, optional
+        What errors call the steps.
+
+    Raises
+    ------
+    ArgumentTypeError, ArgumentValueError
+        A step is not an address with Slots.
+    """
+
+    __slots__ = ("_c", "_keep", "_names")
+
+    def __init__(
+        self, steps: Sequence[tuple[int, Sequence[Slot]]], names: Sequence[str] = ()
+    ) -> None:
+        _check(steps)
+        counts = [len(slots) for _, slots in steps]
+        values = ffi.new("ph_value[]", max(1, sum(counts)))
+        codes = ffi.new("int[]", [TENSOR] * max(1, *counts, 1))
+        array = ffi.new("ph_step[]", max(1, len(steps)))
+        done = 0
+        for step, (address, slots) in zip(array, steps, strict=False):
+            step.function, step.count = address, len(slots)
+            step.values, step.codes = values + done, codes
+            for slot in slots:
+                values[done].v_tensor = slot.pointer
+                done += 1
+        self._c = ffi.new("ph_plan *")
+        self._c.steps, self._c.count = array, len(steps)
+        self._names = tuple(names)
+        self._keep = (values, codes, array, [tuple(slots) for _, slots in steps])
+
+    def __len__(self) -> int:
+        return self._c.count  # type: ignore[no-any-return]
+
+    def run(self, threads: int = 0) -> None:
+        """Run every step; other Python threads go on meanwhile.
+
+        Stops at the first step that fails. The steps see ``threads`` as the number of threads
+        of a parallel launch; 0 means :func:`packhorse.native.thread_count`. One plan must not
+        run twice at the same time, since its slots are shared.
+
+        Raises
+        ------
+        PackhorseError
+            A step failed: its number and the text of the last error. When a Python function
+            that the step called raised, that exception is raised instead.
+        """
+        failed = _plan_run(self._c, threads)
+        if failed:
+            self._fail(failed)
+
+    def profile(self, threads: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Run every step and return how many seconds each took. Raises as :meth:`run`."""
+        seconds = np.zeros(len(self), np.float64)
+        failed = lib.ph_plan_profile(self._c, threads, ffi.cast("double *", seconds.ctypes.data))
+        if failed:
+            self._fail(failed)
+        return seconds
+
+    def _fail(self, failed: int) -> None:
+        name = f" ('{self._names[failed - 1]}')" if failed <= len(self._names) else ""
+        raise_last_error(f"step {failed - 1} of {len(self)}{name}")
+
+
+def _check(steps: Sequence[tuple[int, Sequence[Slot]]]) -> None:
+    for i, (address, slots) in enumerate(steps):
+        if address <= 0:
+            raise ArgumentValueError(
+                f"step {i} has address {address}; pass the address of a packed function"
+            )
+        for slot in slots:
+            if not isinstance(slot, Slot):
+                raise ArgumentTypeError(
+                    f"step {i} has an argument of type {type(slot).__name__}; "
+                    "wrap it in packhorse.native.Slot"
+                )
