@@ -32,25 +32,23 @@ def link(build: Build, metadata: Mapping[str, str]) -> Program:
     entries: list[Entry] = []
     current: dict[str, int] = {}
 
-    def entry(root: str, shape: tuple[int, ...]) -> int:
+    # Kernels address flat memory; people and references want shapes.
+    shaped = {*inputs, *results}
+    shaped.update(root for step in build.steps if step.host for root in _roots(step))
+
+    def entry(root: str) -> int:
         buffer = build.roots[root]
+        shape = buffer.shape if root in shaped else (buffer.size,)
         current[root] = len(entries)
         entries.append(Entry(root, shape, buffer.dtype, storage[root]))
         return current[root]
 
-    for name in inputs:
-        entry(name, build.roots[name].shape)
-    for name in build.params:
-        entry(name, (build.roots[name].size,))
-    logical = set(results)
+    for name in (*inputs, *build.params):
+        entry(name)
     steps = []
     for emitted in build.steps:
         reads = tuple(current[r] for r in emitted.reads if r)
-        writes = tuple(
-            entry(w, build.roots[w].shape if w in logical or emitted.host else (_size(build, w),))
-            for w in emitted.writes
-            if w
-        )
+        writes = tuple(entry(w) for w in emitted.writes if w)
         attrs = encode(emitted.host) if emitted.host is not None else {}
         steps.append(Step(emitted.function, reads, writes, emitted.label, emitted.once, attrs))
     return Program(
@@ -68,10 +66,6 @@ def link(build: Build, metadata: Mapping[str, str]) -> Program:
 def pack_params(build: Build) -> dict[str, Array]:
     """The parameters, each laid out flat as its kernels read it."""
     return {name: to_storage(array, buffer) for name, (array, buffer) in build.params.items()}
-
-
-def _size(build: Build, root: str) -> int:
-    return build.roots[root].size
 
 
 def _intervals(build: Build) -> list[Interval]:

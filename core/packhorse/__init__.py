@@ -1,0 +1,88 @@
+"""packhorse carries deep-learning models to any device named by a string.
+
+>>> import packhorse as ph
+>>> [row.device for row in ph.devices()][-1:]  # doctest: +SKIP
+['cpu:0']
+
+Everything public is listed in ``__all__`` and loaded when first used: ``import packhorse`` itself
+imports no compiler, no plugin and no driver.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from packhorse._version import __version__
+
+# Eager, because these two modules have the name of a function they define: once imported they
+# are never bound to the package again, so the names below stay the functions.
+from packhorse.device import Device, DeviceInfo, device, devices
+from packhorse.errors import PackhorseError
+
+if TYPE_CHECKING:
+    from packhorse.tensor import Tensor, empty, from_dlpack, tensor
+    from packhorse.function import (
+        PackedFunction,
+        convert,
+        get_global_func,
+        list_global_func_names,
+        register_func,
+        remove_global_func,
+    )
+    from packhorse.model import Executable, Model, load
+    from packhorse.module import Module, load_module
+
+__all__ = [
+    "Device",
+    "DeviceInfo",
+    "Executable",
+    "Model",
+    "Module",
+    "PackedFunction",
+    "PackhorseError",
+    "Tensor",
+    "__version__",
+    "convert",
+    "device",
+    "devices",
+    "empty",
+    "from_dlpack",
+    "get_global_func",
+    "list_global_func_names",
+    "load",
+    "load_module",
+    "register_func",
+    "remove_global_func",
+    "tensor",
+]
+
+_HOME = {
+    **dict.fromkeys(("Tensor", "empty", "from_dlpack", "tensor"), "tensor"),
+    **dict.fromkeys(("Executable", "Model", "load"), "model"),
+    **dict.fromkeys(("Module", "load_module"), "module"),
+    **dict.fromkeys(
+        (
+            "PackedFunction",
+            "convert",
+            "get_global_func",
+            "list_global_func_names",
+            "register_func",
+            "remove_global_func",
+        ),
+        "function",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'packhorse' has no attribute '{name}'")
+    from importlib import import_module
+
+    value = getattr(import_module(f"packhorse.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
