@@ -52,7 +52,9 @@ def simplify(graph: Graph) -> Graph:
     passes: tuple[Mapping[str, Rule], ...] = (
         {"Conv": _fold_pad, "AveragePool": _fold_pad},
         dict.fromkeys(("BatchNormalization", "Mul", "Div", "Add", "Sub"), _fold_affine),
-        dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _merge_reshape),
+        dict.fromkeys(("Mul", "Div"), _merge_scale),
+        dict.fromkeys(RESHAPES, _rows_in_shape),
+        dict.fromkeys(RESHAPES, _merge_reshape),
         {"Transpose": _merge_transpose},
     )
     for rules in passes:
@@ -226,13 +228,66 @@ def _scale_weight(conv: Node, weight: Array, scale: Array) -> Array:
     return (split * factor).reshape(weight.shape)
 
 
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def _merge_scale(work: _Work, node: Node) -> bool:
+    """Division by a scalar is multiplication; products with scalars are one product."""
+    place, scale = _scalar(work, node)
+    if scale is None or (node.op == "Div" and place == 1):
+        return False
+    value = node.inputs[place]
+    dtype = work.graph.types[value].dtype
+    factor = float(scale.reshape(-1)[0])
+    if node.op == "Div":
+        factor = 1 / factor if factor else np.inf
+    before = work.only_reader(value)
+    if before is not None and before.op == "Mul" and not before.domain:
+        inner, other = _scalar(work, before)
+        if other is not None:
+            factor, value = factor * float(other.reshape(-1)[0]), before.inputs[inner]
+    elif node.op == "Mul":
+        return False
+    made = np.array(factor).astype(dtype)
+    if not np.isfinite(np.float64(made)) or not made:
+        return False
+    node.op, node.inputs = "Mul", [value, work.add(f"{node.outputs[0]}/scale", made)]
+    return False
+
+
+def _scalar(work: _Work, node: Node) -> tuple[int, Array | None]:
+    """(place of the value, the scalar constant it is combined with) of a float Mul or Div."""
+    place = 1 if node.inputs[0] in work.graph.constants else 0
+    found = work.constant(node, 1 - place)
+    kind = work.graph.types[node.inputs[place]]
+    if found is None or found.size != 1 or kind != work.graph.types[node.outputs[0]]:
+        return place, None
+    return place, None if kind.dtype.kind in "iubO" else found
+
+
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+def _rows_in_shape(work: _Work, node: Node) -> bool:
+    """Reshape, Softmax over the last axis, reshape back: Softmax in the first shape.
+
+    The opset converter writes Softmax of opset 12 and before like this.
+    """
+    rows = work.only_reader(node.inputs[0])
+    if rows is None or rows.op not in ("Softmax", "LogSoftmax") or rows.domain:
+        return False
+    first = work.makers.get(rows.inputs[0])
+    if first is None or first.op not in RESHAPES or first.domain:
+        return False
+    before, flat = work.shape(first.inputs[0]), work.shape(rows.inputs[0])
+    last = int(rows.attrs.get("axis", -1)) in (-1, len(flat) - 1)
+    if not last or before != work.shape(node.outputs[0]) or before[-1:] != flat[-1:]:
+        return False
+    node.op, node.inputs, node.attrs = rows.op, [first.inputs[0]], {"axis": -1}
+    return False
 
 
 def _merge_reshape(work: _Work, node: Node) -> bool:
     """A reshape of a reshape is one reshape."""
     first = work.makers.get(node.inputs[0])
-    if first is None or first.op not in _RESHAPES or first.domain:
+    if first is None or first.op not in RESHAPES or first.domain:
         return False
     shape = np.array(work.shape(node.outputs[0]), np.int64)
     node.op = "Reshape"
