@@ -25,6 +25,8 @@ _NODE = frozenset({"op", "name", "inputs", "attrs", "attr", "control_deps"})
 _ONCE, _OURS = "packhorse_once", "packhorse"
 _CALL = ("func_name", "num_inputs", "num_outputs", "flatten_data")
 _MAX_ENTRIES = 1_000_000
+_TVM = {"alignment": "strict"}
+"""Metadata of graphs that packhorse did not write: TVM's kernels fault on unaligned tensors."""
 
 
 # ---------------------------------------------------------------- writing
@@ -259,7 +261,7 @@ class _Reader:
             tuple(self.steps),
             tuple(outputs),
             tuple(names),
-            _pairs(ours.get("metadata", {}), "metadata.packhorse.metadata"),
+            _pairs(ours.get("metadata", {} if ours else _TVM), "metadata.packhorse.metadata"),
         )
 
 
@@ -309,4 +311,4 @@ def _pairs(found: Any, where: str) -> dict[str, str]:
     pairs = js.mapping(found, where)
     for key, value in pairs.items():
         js.text(value, f"{where}.{js.text(key, f'a key of {where}'):.80}")
-    return pairs
+    return dict(pairs)

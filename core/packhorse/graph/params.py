@@ -70,7 +70,7 @@ def raw_bytes(array: Array) -> memoryview:
     Little-endian on disk: the machines packhorse runs on are; another would have to swap here.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
-    return memoryview(flat.view(np.uint8))
+    return flat.view(np.uint8).data
 
 
 def load_params(source: bytes | memoryview) -> dict[str, Array]:
