@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packhorse.compiler.memory import Interval, assign_storage
+from packhorse.compiler.memory_plan import Interval, assign_storage
 from packhorse.compiler.operands import halo_of
 from packhorse.compiler.reshape import reshape_index, reshape_strides
 from packhorse.kernel.kernel import contiguous

@@ -9,7 +9,7 @@ import numpy as np
 
 from packhorse.compiler.build import Build, Emitted
 from packhorse.compiler.host import encode
-from packhorse.compiler.memory import Interval, assign_storage
+from packhorse.compiler.memory_plan import Interval, assign_storage
 from packhorse.graph.program import Entry, Program, Step
 from packhorse.kernel.kernel import Buffer
 from packhorse.kernel.layout import numpy_dtype, to_storage
