@@ -11,7 +11,13 @@ from onnx import ModelProto
 
 from packhorse import ops
 from packhorse.compiler.fold import fold_constants
-from packhorse.errors import ModelFormatError, UnsupportedOperator, did_you_mean
+from packhorse.errors import (
+    MissingExtra,
+    ModelError,
+    ModelFormatError,
+    UnsupportedOperator,
+    did_you_mean,
+)
 from packhorse.graph.ir import Graph, Node, walk
 from packhorse_onnx import wire
 from packhorse_onnx.convert import infer_types, to_opset
@@ -61,25 +67,32 @@ def import_onnx(
         Names the node and the operator that nothing can run, or that cannot be converted.
     """
     data, home = _read(source)
-    parts = wire.split(data)
     try:
-        model = ModelProto.FromString(parts.skeleton)
-    except Exception as error:  # protobuf's DecodeError has no public base
+        graph = _import(data, Path(folder) if folder is not None else home)
+    except (ModelError, MissingExtra):
+        raise
+    except Exception as error:  # names that are not UTF-8, numbers no field may hold, ...
         raise ModelFormatError(
-            f"not a valid ONNX file: {error}. The file is damaged; fetch or export it again"
-        ) from None
+            f"the model cannot be read: {type(error).__name__}: {error}. The file is damaged; if "
+            "onnx.checker.check_model accepts it, please report this"
+        ) from error
+    if strict:
+        _refuse_unknown(graph)
+    return fold_constants(graph)
+
+
+def _import(data: memoryview[int], folder: Path | None) -> Graph:
+    parts = wire.split(data)
+    model = ModelProto.FromString(parts.skeleton)
     expand_local(model)
     model, types = infer_types(to_opset(model))
     for _ in range(MAX_ROUNDS):
         if not expand_schema(model, _known, types):
             break
         model, types = infer_types(model)
-    weights = Weights(Path(folder) if folder is not None else home)
-    graph = GraphReader(weights, parts.tensors, types).main(model.graph)
+    graph = GraphReader(Weights(folder), parts.tensors, types).main(model.graph)
     graph.metadata = _metadata(model)
-    if strict:
-        _refuse_unknown(graph)
-    return fold_constants(graph)
+    return graph
 
 
 def _read(source: Any) -> tuple[memoryview[int], Path | None]:
