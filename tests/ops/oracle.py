@@ -150,8 +150,8 @@ def check(
 ) -> None:
     """Compare rule, reference and lowering with the oracle (or with ``want``).
 
-    ``constant``: inputs known when lowering; default: integer and bool inputs of at most 16 elements
-    other than the first. The lowering is also run with *every* input known.
+    ``constant``: inputs known when lowering; default: integer and bool inputs of at most 16
+    elements other than the first. The lowering is also run with *every* input known.
     """
     inputs = [None if x is None else np.asarray(x) for x in inputs]
     node = node_of(op, inputs, attrs, outputs)

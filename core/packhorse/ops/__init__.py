@@ -38,6 +38,8 @@ FAMILIES = (
     "logic",
     "shape",
     "index",
+    "gather",
+    "pad",
     "constant",
     "control",
     "conv",

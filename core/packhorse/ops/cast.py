@@ -59,7 +59,7 @@ def _to_integer(x: Array, dtype: np.dtype[Any]) -> Array:
 def _to_float8(x: Array, dtype: np.dtype[Any]) -> Array:
     import ml_dtypes
 
-    most = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+    most = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     value = x.astype(np.float32)
     return np.where(np.isnan(value), value, np.clip(value, -most, most)).astype(dtype)
 
