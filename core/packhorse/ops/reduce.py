@@ -1,1 +1,369 @@
-"""Reductions."""
+"""Reductions over axes, and what orders or accumulates along one: ArgMax, TopK, CumSum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from packhorse.errors import ModelError, UnsupportedOperator
+from packhorse.graph.ir import TensorType
+from packhorse.kernel.expr import Affine, Expr, Index, Reduce, affine, call, is_float, select
+from packhorse.kernel.lowering import Lazy, Lowered, Lowering, axes_of, lazy
+from packhorse.ops._window import narrow, wide
+from packhorse.ops.registry import Array, Inference, operator
+from packhorse.ops.rules import known, labelled, normal_axes, normal_axis, whole
+
+__all__ = ["cumsum", "top_k"]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One row of the table of reductions.
+
+    ``before`` maps elements (None: unchanged), ``combine`` is the kernel's reduction, ``after``
+    maps the total and gets the number of elements reduced. ``whole`` is the NumPy reference where
+    before-combine-after is not it.
+    """
+
+    name: str
+    combine: str
+    source: str
+    before: Callable[[Expr], Expr] | None = None
+    after: Callable[[Expr, int], Expr] | None = None
+    reference: Callable[..., Array] = np.sum
+    floats_only: bool = False
+
+
+def lowest(dtype: np.dtype[Any]) -> Any:
+    """Neutral element of a maximum."""
+    if dtype.kind == "b":
+        return False
+    return np.iinfo(dtype).min if dtype.kind in "iu" else -math.inf
+
+
+def highest(dtype: np.dtype[Any]) -> Any:
+    """Neutral element of a minimum."""
+    if dtype.kind == "b":
+        return True
+    return np.iinfo(dtype).max if dtype.kind in "iu" else math.inf
+
+
+def _mean(x: Array, axis: tuple[int, ...]) -> Array:
+    if x.dtype.kind == "f":
+        count = math.prod(x.shape[a] for a in axis)
+        return np.asarray(x.sum(axis=axis, keepdims=True) / x.dtype.type(count))
+    # integers truncate towards zero, like a division
+    count = math.prod(x.shape[a] for a in axis)
+    total = x.sum(axis=axis, keepdims=True, dtype=x.dtype)
+    return np.asarray(np.trunc(total / max(count, 1)))
+
+
+def _log_sum_exp(x: Array, axis: tuple[int, ...]) -> Array:
+    x = x if x.dtype.kind == "f" else x.astype(np.float64)
+    top = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    base = np.where(np.isfinite(top), top, 0)
+    return np.asarray(np.log(np.exp(x - base).sum(axis=axis, keepdims=True)) + base)
+
+
+def _total(fn: Callable[[Array], Any], last: Callable[[Array], Any]) -> Callable[..., Array]:
+    def reference(x: Array, axis: tuple[int, ...]) -> Array:
+        total = np.sum(fn(x), axis=axis, keepdims=True, dtype=x.dtype)
+        return np.asarray(last(total))
+
+    return reference
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+def _square(x: Any) -> Any:
+    return x * x
+
+
+REDUCTIONS = (
+    Reduction("ReduceSum", "sum", "ReduceSum-13", reference=_total(_same, _same)),
+    Reduction(
+        "ReduceMean", "sum", "ReduceMean-18",
+        after=lambda v, n: v * (1 / n) if is_float(v.dtype) else call("div", v, n),
+        reference=_mean,
+    ),
+    Reduction(
+        "ReduceMax", "max", "ReduceMax-20",
+        reference=lambda x, axis: np.max(x, axis=axis, keepdims=True, initial=lowest(x.dtype)),
+    ),
+    Reduction(
+        "ReduceMin", "min", "ReduceMin-20",
+        reference=lambda x, axis: np.min(x, axis=axis, keepdims=True, initial=highest(x.dtype)),
+    ),
+    Reduction(
+        "ReduceProd", "prod", "ReduceProd-18",
+        reference=lambda x, axis: np.prod(x, axis=axis, keepdims=True, dtype=x.dtype),
+    ),
+    Reduction(
+        "ReduceL1", "sum", "ReduceL1-18", before=lambda v: call("abs", v),
+        reference=_total(np.abs, _same),
+    ),
+    Reduction(
+        "ReduceL2", "sum", "ReduceL2-18", before=_square, after=lambda v, _: call("sqrt", v),
+        reference=_total(_square, np.sqrt), floats_only=True,
+    ),
+    Reduction(
+        "ReduceSumSquare", "sum", "ReduceSumSquare-18", before=_square,
+        reference=_total(_square, _same),
+    ),
+    Reduction(
+        "ReduceLogSum", "sum", "ReduceLogSum-18", after=lambda v, _: call("log", v),
+        reference=_total(_same, np.log), floats_only=True,
+    ),
+    Reduction("ReduceLogSumExp", "sum", "ReduceLogSumExp-18", reference=_log_sum_exp,
+              floats_only=True),
+)  # fmt: skip
+"""All reductions with axes as an input; integers keep their dtype."""
+
+
+def reduced_axes(axes: Array | None, rank: int, noop: int) -> tuple[int, ...] | None:
+    """The axes to reduce, sorted; None when the operator is the identity."""
+    listed = [] if axes is None else whole(axes, "axes")
+    if listed:
+        return tuple(sorted(normal_axes(listed, rank)))
+    return None if noop else tuple(range(rank))
+
+
+def reduced_shape(shape: Sequence[int], axes: Sequence[int], keepdims: int) -> tuple[int, ...]:
+    """Shape after reducing ``axes``: 1 in their place, or dropped."""
+    kept = ((d, n) for d, n in enumerate(shape) if keepdims or d not in axes)
+    return tuple(1 if d in axes else n for d, n in kept)
+
+
+@labelled
+def infer_reduce(ctx: Inference) -> list[TensorType]:
+    """Shape rule of the reductions; axes must be known."""
+    x = ctx.type(0)
+    axes = ctx.value(1) if ctx.has(1) else None
+    found = reduced_axes(axes, len(x.dims), ctx.attr("noop_with_empty_axes"))
+    if found is None:
+        return [x]
+    return [TensorType(x.dtype, reduced_shape(x.dims, found, ctx.attr("keepdims")))]
+
+
+def gather_index(
+    rank: int, reduced: dict[int, Affine], keepdims: int
+) -> tuple[list[Affine], list[Affine]]:
+    """Input index with ``reduced`` axes bound, and the same with zeros at reduced ones."""
+    out = list(axes_of(rank))
+    if not keepdims:
+        free = iter(out)
+        out = [Affine() if d in reduced else next(free) for d in range(rank)]
+    return [reduced.get(d, out[d]) for d in range(rank)], out
+
+
+def _lower(row: Reduction) -> Callable[[Lowering], Lowered]:
+    def lower(ctx: Lowering) -> Lowered:
+        x = ctx[0]
+        axes = reduced_axes(
+            known(ctx, 1, "axes") if ctx.has(1) else None,
+            len(x.shape),
+            ctx.attr("noop_with_empty_axes"),
+        )
+        if axes is None:
+            return x
+        if x.dtype == "bool" or (row.floats_only and not is_float(x.dtype)):
+            raise UnsupportedOperator(f"{row.name} of {x.dtype} is not compiled")
+        count = math.prod(x.shape[a] for a in axes)
+        if not count:
+            raise UnsupportedOperator(f"{row.name} over no elements is not compiled")
+
+        def over(combine: str, fn: Callable[[Expr], Expr] | None) -> Expr:
+            bound = {a: ctx.axis(x.shape[a]) for a in axes}
+            where = {a: affine(name) for a, (name, _) in bound.items()}
+            element = x.at(gather_index(len(x.shape), where, ctx.attr("keepdims"))[0])
+            body = fn(element) if fn else element
+            return Reduce(combine, tuple(bound.values()), body, body.dtype) if bound else body
+
+        if row.name == "ReduceLogSumExp":
+            top = over("max", None)
+            # an infinite maximum must not become inf - inf
+            base = select(call("lt", call("abs", top), math.inf), top, 0.0)
+            total = over("sum", lambda v: call("exp", v - base))
+            return lazy(ctx, call("log", total) + base)
+        value = over(row.combine, row.before)
+        return lazy(ctx, row.after(value, count) if row.after else value)
+
+    return lower
+
+
+def _register(row: Reduction) -> None:
+    def reference(
+        x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+    ) -> Array:
+        found = reduced_axes(axes, x.ndim, noop_with_empty_axes)
+        if found is None:
+            return x
+        with np.errstate(all="ignore"):  # log of 0 and overflow are results here
+            out = row.reference(wide(x), axis=found)
+        shape = reduced_shape(x.shape, found, keepdims)
+        return narrow(np.asarray(out).reshape(shape), x.dtype)
+
+    reference.__name__ = row.name
+    reference.__doc__ = f"""{row.name} over ``axes`` (default: all) (ONNX {row.source}).
+
+    Raises
+    ------
+    ModelError
+        An axis out of range or named twice.
+    """
+    operator(row.name, infer=infer_reduce, lower=_lower(row))(reference)
+
+
+for _row in REDUCTIONS:
+    _register(_row)
+
+
+@labelled
+def infer_arg(ctx: Inference) -> list[TensorType]:
+    """Shape rule of ArgMax and ArgMin: int64 positions along one axis."""
+    shape = ctx.shape(0)
+    axis = normal_axis(ctx.attr("axis"), len(shape))
+    if not shape[axis]:
+        raise ModelError(f"axis {axis} of an input of shape {shape} has no elements to compare")
+    return [TensorType(np.dtype(np.int64), reduced_shape(shape, (axis,), ctx.attr("keepdims")))]
+
+
+def _lower_arg(combine: str) -> Callable[[Lowering], Lazy]:
+    """Two reductions: the extreme value, then the first or last position that holds it."""
+
+    def lower(ctx: Lowering) -> Lazy:
+        x, keepdims = ctx[0].stored(), ctx.attr("keepdims")
+        axis = normal_axis(ctx.attr("axis"), len(x.shape))
+        first, second = ctx.axis(x.shape[axis]), ctx.axis(x.shape[axis])
+
+        def element(name: str) -> Expr:
+            return x.at(gather_index(len(x.shape), {axis: affine(name)}, keepdims)[0])
+
+        value = element(first[0])
+        best = Reduce(combine, (first,), value, value.dtype)
+        last = bool(ctx.attr("select_last_index"))
+        position = Index(affine(second[0]))
+        other = select(call("eq", element(second[0]), best), position, -1 if last else second[1])
+        found: Expr = Reduce("max" if last else "min", (second,), other, "int64")
+        # NaN equals nothing: stay inside the axis
+        found = call("max", found, 0) if last else call("min", found, second[1] - 1)
+        return lazy(ctx, found)
+
+    return lower
+
+
+def _arg(flip: bool) -> Callable[..., Array]:
+    def reference(
+        x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+    ) -> Array:
+        axis = normal_axis(axis, x.ndim)
+        data = np.flip(wide(x), axis) if select_last_index else wide(x)
+        found = (np.argmin if flip else np.argmax)(data, axis=axis)
+        found = x.shape[axis] - 1 - found if select_last_index else found
+        shape = reduced_shape(x.shape, (axis,), keepdims)
+        return np.asarray(found, np.int64).reshape(shape)
+
+    name = "ArgMin" if flip else "ArgMax"
+    reference.__name__ = name
+    reference.__doc__ = f"""Position of the extreme value along ``axis``, int64 (ONNX {name}-13).
+
+    Raises
+    ------
+    ModelError
+        An axis out of range.
+    """
+    return reference
+
+
+operator("ArgMax", infer=infer_arg, lower=_lower_arg("max"))(_arg(False))
+operator("ArgMin", infer=infer_arg, lower=_lower_arg("min"))(_arg(True))
+
+
+@labelled
+def infer_cumsum(ctx: Inference) -> list[TensorType]:
+    """Shape rule of CumSum: like the input."""
+    if ctx.values[1] is not None:
+        normal_axis(whole(ctx.values[1], "axis")[0], len(ctx.shape(0)))
+    return [ctx.type(0)]
+
+
+@operator("CumSum", infer=infer_cumsum)
+def cumsum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Array:
+    """Running sum along one axis (ONNX CumSum-14).
+
+    Parameters
+    ----------
+    x : numeric array
+    axis : integer scalar
+    exclusive, reverse : int
+        Leave the element itself out; run from the end.
+
+    Raises
+    ------
+    ModelError
+        An axis out of range.
+    """
+    d = normal_axis(whole(axis, "axis")[0], x.ndim)
+    data = np.flip(wide(x), d) if reverse else wide(x)
+    total = np.cumsum(data, axis=d, dtype=data.dtype)
+    if exclusive:
+        total = np.roll(total, 1, axis=d)
+        total[(*[slice(None)] * d, slice(0, 1))] = 0
+    return narrow(np.flip(total, d) if reverse else total, x.dtype)
+
+
+def top_shape(shape: tuple[int, ...], k: Array, axis: int) -> tuple[int, tuple[int, ...]]:
+    """Normalised axis and shape of TopK's outputs; ModelError when k does not fit."""
+    axis = normal_axis(axis, len(shape))
+    listed = whole(k, "k")
+    if len(listed) != 1 or not 0 <= listed[0] <= shape[axis]:
+        raise ModelError(
+            f"TopK: k is {listed}, but axis {axis} of an input of shape {shape} has "
+            f"{shape[axis]} elements. k must be one number between 0 and that"
+        )
+    return axis, (*shape[:axis], listed[0], *shape[axis + 1 :])
+
+
+@labelled
+def infer_top_k(ctx: Inference) -> list[TensorType]:
+    """Shape rule of TopK: values and int64 positions; k must be known."""
+    _, shape = top_shape(ctx.shape(0), ctx.value(1), ctx.attr("axis"))
+    return [TensorType(ctx.type(0).dtype, shape), TensorType(np.dtype(np.int64), shape)]
+
+
+@operator("TopK", infer=infer_top_k)
+def top_k(
+    x: Array, k: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1
+) -> tuple[Array, Array]:
+    """The ``k`` largest (smallest) values along an axis, and their positions (ONNX TopK-11).
+
+    Parameters
+    ----------
+    x : numeric array
+    k : int64 array of one element
+
+    Returns
+    -------
+    array and int64 array, both with ``k`` elements along ``axis``
+        Always sorted; of equal values the one at the lower position comes first.
+
+    Raises
+    ------
+    ModelError
+        ``k`` larger than the axis.
+    """
+    d, shape = top_shape(x.shape, k, axis)
+    data = wide(x)
+    if largest:
+        # a stable descending order is the reverse of a stable ascending one of the reverse
+        order = x.shape[d] - 1 - np.flip(np.argsort(np.flip(data, d), axis=d, kind="stable"), d)
+    else:
+        order = np.argsort(data, axis=d, kind="stable")
+    chosen = np.take(order, np.arange(shape[d]), axis=d).astype(np.int64)
+    return np.take_along_axis(x, chosen, axis=d), chosen

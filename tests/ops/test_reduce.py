@@ -1,0 +1,163 @@
+"""Reductions, ArgMax/ArgMin, CumSum and TopK against onnxruntime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import check, evaluator, infer, lowered, node_of, reference
+
+from packhorse.errors import ModelError, UnsupportedOperator
+from packhorse.ops import NotStatic
+from packhorse.ops.reduce import REDUCTIONS
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+NAMES = [row.name for row in REDUCTIONS]
+
+
+def random(*shape: int, dtype: str = "float32", positive: bool = False) -> np.ndarray[Any, Any]:
+    values = np.random.default_rng(shape).standard_normal(shape)
+    values = np.abs(values) + 0.1 if positive else values
+    return (values * 4 if "int" in dtype else values).astype(dtype)
+
+
+def axes(*values: int) -> np.ndarray[Any, Any]:
+    return np.array(values, np.int64)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_reduce(name: str, keepdims: int) -> None:
+    x = random(2, 3, 4, positive=name == "ReduceLogSum")
+    for given_axes in (None, axes(), axes(1), axes(-1, 0), axes(0, 1, 2)):
+        inputs = [x] if given_axes is None else [x, given_axes]
+        check(name, inputs, {"keepdims": keepdims}, **CLOSE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noop_with_empty_axes(name: str) -> None:
+    check(name, [random(2, 3)], {"noop_with_empty_axes": 1}, want=[random(2, 3)])
+
+
+def _exact(node: Any, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """In double precision, then in the dtype of the input (integers truncate)."""
+    wide = [inputs[0].astype(np.float64), inputs[1]]
+    return [y.astype(inputs[0].dtype) for y in evaluator(node, wide)]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "int64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_dtypes(name: str, dtype: str) -> None:
+    x = random(3, 4, dtype=dtype, positive=True)
+    floats_only = next(row.floats_only for row in REDUCTIONS if row.name == name)
+    compiled = dtype.startswith("float") or not floats_only
+    check(name, [x, axes(1)], lower=compiled, oracle=_exact, **CLOSE)
+    if not compiled:
+        with pytest.raises(UnsupportedOperator, match=dtype):
+            lowered(node_of(name, [x, axes(1)]), [x, axes(1)], (1,))
+
+
+@pytest.mark.parametrize("name", ["ReduceMax", "ReduceMin"])
+def test_bool(name: str) -> None:
+    x = random(3, 4) > 0
+    check(name, [x, axes(1)], lower=False, oracle=evaluator)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("ReduceSum", 0), ("ReduceProd", 1), ("ReduceMax", -np.inf), ("ReduceMin", np.inf),
+     ("ReduceLogSum", -np.inf), ("ReduceLogSumExp", -np.inf), ("ReduceL2", 0)],
+)  # fmt: skip
+def test_empty_sets(name: str, wanted: float) -> None:
+    inputs = [np.zeros((2, 0, 3), np.float32), axes(1)]
+    node = node_of(name, inputs)
+    assert (reference(node, inputs)[0] == np.full((2, 1, 3), wanted, np.float32)).all()
+    with pytest.raises(UnsupportedOperator, match="no elements"):
+        lowered(node, inputs, (1,))
+
+
+def test_log_sum_exp_does_not_overflow() -> None:
+    x = np.array([[1000, 1000.5], [-1000, -1001], [-np.inf, -np.inf]], np.float32)
+    check("ReduceLogSumExp", [x, axes(1)], want=[evaluator_stable(x)], **CLOSE)
+
+
+def evaluator_stable(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.logaddexp.reduce(x.astype(np.float64), axis=1, keepdims=True).astype(np.float32)
+
+
+def test_reduce_errors() -> None:
+    x = random(2, 3)
+    for bad, message in ((axes(2), "axis 2 is outside"), (axes(0, 0), "twice")):
+        node = node_of("ReduceSum", [x, bad])
+        with pytest.raises(ModelError, match=message) as caught:
+            infer(node, [x, bad])
+        assert "'node' (ReduceSum)" in str(caught.value)
+    with pytest.raises(NotStatic, match="input 1 must be known"):
+        infer(node_of("ReduceSum", [x, axes(0)]), [x, axes(0)], known=())
+    with pytest.raises(UnsupportedOperator, match="axes"):
+        lowered(node_of("ReduceSum", [x, axes(0)]), [x, axes(0)], constant=())
+
+
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_arg(op: str, dtype: str) -> None:
+    x = np.random.default_rng(0).integers(-3, 3, (3, 4, 5)).astype(dtype)
+    for axis in (0, 1, -1):
+        for keepdims in (0, 1):
+            for last in (0, 1):
+                attrs = {"axis": axis, "keepdims": keepdims, "select_last_index": last}
+                check(op, [x], attrs)
+
+
+def test_arg_errors() -> None:
+    for shape, axis, message in (((2, 3), 2, "axis 2 is outside"), ((2, 0), 1, "no elements")):
+        x = np.zeros(shape, np.float32)
+        with pytest.raises(ModelError, match=message):
+            infer(node_of("ArgMax", [x], {"axis": axis}), [x])
+
+
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_cumsum(exclusive: int, reverse: int, axis: int) -> None:
+    for dtype in ("float32", "int64"):
+        inputs = [random(3, 4, dtype=dtype), np.array(axis, np.int32)]
+        attrs = {"exclusive": exclusive, "reverse": reverse}
+        check("CumSum", inputs, attrs, lower=False, **CLOSE)
+
+
+def test_cumsum_error() -> None:
+    inputs = [random(3, 4), np.array(2, np.int64)]
+    with pytest.raises(ModelError, match="axis 2 is outside"):
+        infer(node_of("CumSum", inputs), inputs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    data=st.lists(st.integers(-5, 5), min_size=1, max_size=12),
+    largest=st.booleans(), dtype=st.sampled_from(["float32", "int64", "float64"]),
+    k=st.integers(0, 12),
+)  # fmt: skip
+def test_top_k(data: list[int], largest: bool, dtype: str, k: int) -> None:
+    x = np.array([data, data[::-1]], dtype)
+    inputs = [x, np.array([min(k, len(data))], np.int64)]
+    check("TopK", inputs, {"largest": int(largest)}, outputs=2, lower=False)
+
+
+def test_top_k_other_axis_and_unsigned() -> None:
+    x = np.array([[3, 0], [255, 7], [3, 9]], np.uint8)
+    values, where = reference(node_of("TopK", [x, axes(2)], {"axis": 0}, 2), [x, axes(2)])
+    assert values.tolist() == [[255, 9], [3, 7]]
+    assert where.tolist() == [[1, 2], [0, 1]]
+
+
+def test_top_k_errors() -> None:
+    x = random(2, 3)
+    node = node_of("TopK", [x, axes(4)], {}, 2)
+    with pytest.raises(ModelError, match=r"k is \[4\].*3 elements"):
+        infer(node, [x, axes(4)])
+    with pytest.raises(NotStatic):
+        infer(node, [x, axes(4)], known=())
