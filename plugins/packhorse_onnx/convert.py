@@ -11,7 +11,7 @@ from packhorse.errors import ModelFormatError, UnsupportedOperator
 from packhorse.graph.ir import OPSET
 from packhorse_onnx.functions import normal_domain, proto_bodies
 
-__all__ = ["all_nodes", "infer_types", "opset_of", "to_opset"]
+__all__ = ["all_nodes", "has_schema", "infer_types", "opset_of", "to_opset"]
 
 IR_VERSION = 10
 
@@ -56,7 +56,13 @@ def to_opset(model: ModelProto) -> ModelProto:
     """
     version = opset_of(model)
     changed = {n.op_type for n in all_nodes(model.graph) if _changed(n, version)}
-    if version >= OPSET or not changed:
+    if version >= OPSET:
+        return model
+    if not changed:
+        # The stamp matters: it chooses among the function bodies ONNX gives per opset.
+        for opset in model.opset_import:
+            if normal_domain(opset.domain) == "":
+                opset.version = OPSET
         return model
     model.ir_version = max(model.ir_version, IR_VERSION)
     try:
@@ -78,6 +84,15 @@ def _changed(node: NodeProto, version: int) -> bool:
     except defs.SchemaError:  # removed on the way (Upsample), or unknown
         return defs.has(node.op_type)
     return bool(old.since_version != new.since_version)
+
+
+def has_schema(op: str, version: int) -> bool:
+    """Whether the default domain has the operator at that opset."""
+    try:
+        defs.get_schema(op, version)
+    except defs.SchemaError:
+        return False
+    return True
 
 
 def _culprits(model: ModelProto, ops: set[str], version: int) -> list[str]:

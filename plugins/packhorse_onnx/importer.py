@@ -18,9 +18,9 @@ from packhorse.errors import (
     UnsupportedOperator,
     did_you_mean,
 )
-from packhorse.graph.ir import Graph, Node, walk
+from packhorse.graph.ir import OPSET, Graph, Node, walk
 from packhorse_onnx import wire
-from packhorse_onnx.convert import infer_types, to_opset
+from packhorse_onnx.convert import has_schema, infer_types, to_opset
 from packhorse_onnx.functions import expand_local, expand_schema
 from packhorse_onnx.reader import GraphReader
 from packhorse_onnx.tensors import Weights, map_file
@@ -144,9 +144,30 @@ def _metadata(model: ModelProto) -> dict[str, str]:
     return {"producer": producer, **found} if producer else found
 
 
+def _refuse_new_attributes(node: Node) -> None:
+    """Attributes that opsets after 21 added change what is computed; none may be ignored."""
+    operator = ops.find(node)
+    if node.domain or operator is None or operator.keywords.issuperset(node.attrs):
+        return
+    if not (onnx.defs.has(node.op) and has_schema(node.op, OPSET)):
+        return
+    newest, ours = (onnx.defs.get_schema(node.op), onnx.defs.get_schema(node.op, OPSET))
+    for name, value in node.attrs.items():
+        if name in operator.keywords or name in ours.attributes or name not in newest.attributes:
+            continue
+        default = onnx.helper.get_attribute_value(newest.attributes[name].default_value)
+        default = default.decode() if isinstance(default, bytes) else default
+        if value != default:
+            raise UnsupportedOperator(
+                f"node {node.label}: attribute {name}={value!r} came after opset {OPSET} and is "
+                f"not implemented; only {default!r} is"
+            )
+
+
 def _refuse_unknown(graph: Graph) -> None:
     unknown: dict[str, Node] = {}
     for node in walk(graph):
+        _refuse_new_attributes(node)
         if not _known(node.domain, node.op):
             unknown.setdefault(f"{node.domain}::{node.op}" if node.domain else node.op, node)
     if unknown:
