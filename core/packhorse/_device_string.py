@@ -27,6 +27,7 @@ from packhorse.errors import DeviceStringError
 __all__ = ["AUTO", "DEFAULT_PORT", "DeviceString", "Hop", "parse", "parse_choice"]
 
 DEFAULT_PORT = 9190
+_LONGEST = 1024
 AUTO = ("auto", "auto:cpu", "auto:gpu")
 """The words that leave the choice to packhorse."""
 
@@ -36,7 +37,7 @@ _BACKEND = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _KEY = re.compile(r"[a-z][a-z0-9_]*([.-][a-z0-9_]+)*")
 _SECRET = re.compile(r"(^|[._-])(token|password|passwd|secret|api[_-]?key|auth|credentials?)$")
-_USERINFO = re.compile(r"://[^/?]*@")
+_USERINFO = re.compile(r"://[^?]*@")
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 _SAFE = "/:.~_-+@"  # kept readable in canonical option values; all others are percent-encoded
 _NO_SECRETS = (
@@ -119,6 +120,8 @@ def parse(text: str) -> DeviceString:
             raise _error(text, f"'{local}' takes no options; name the device they are for")
         return DeviceString(hops, local, 0, options)
     backend, colon, index = local.partition(":")
+    if backend == "auto":
+        raise _error(text, f"'{local}' is unknown; it is one of {', '.join(AUTO)}")
     return DeviceString(hops, _backend(text, backend), _index(text, colon, index), options)
 
 
@@ -148,7 +151,7 @@ def parse_choice(text: str) -> tuple[DeviceString, ...]:
 
 def _shown(text: str) -> str:
     """The string as errors quote it: what could be a secret is left out, long ones are cut."""
-    text = re.sub(r"(://)[^/?]*@", r"\1***@", text)
+    text = re.sub(r"(://)[^?]*@", r"\1***@", text)
     text = re.sub(
         r"(?i)((?:token|passw(?:or)?d|secret|key|auth|credentials?)=)[^&,]*", r"\1***", text
     )
@@ -164,6 +167,8 @@ def _check_characters(text: str) -> None:
         raise DeviceStringError(
             "the device string is empty; write for example 'cpu', 'llvm-cpu?threads=2' or 'auto'"
         )
+    if len(text) > _LONGEST:
+        raise _error(text, f"is {len(text)} characters long; at most {_LONGEST} are allowed")
     if _USERINFO.search(text):
         raise _error(text, f"holds user or password; {_NO_SECRETS}")
     for character in text:

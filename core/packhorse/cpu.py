@@ -159,7 +159,7 @@ class HostDevice(DeviceMixin):
     def copy_to_host(self, memory: Memory, data: np.ndarray[Any, Any], offset: int = 0) -> None:
         """Fill a C-contiguous array from ``offset`` bytes into the block."""
         self.require_open()
-        check_range(memory, data, offset)
+        check_range(memory, data, offset, fill=True)
         data.reshape(-1).view(np.uint8)[:] = _host(memory)[offset : offset + data.nbytes]
 
     def memory(self) -> MemoryStats:

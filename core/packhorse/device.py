@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 
 from packhorse._device_string import AUTO, DeviceString, Hop, parse, parse_choice
-from packhorse.errors import ArgumentValueError, DeviceClosed
+from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
 from packhorse.plugin.info import API, BackendInfo, DeviceInfo, OptionSpec, Status
 
 __all__ = [
@@ -241,8 +241,22 @@ def _option_text(info: BackendInfo, key: str, value: Any) -> str:
     return spec.format(value) if spec else str(value)
 
 
-def check_range(memory: Memory, data: np.ndarray[Any, Any], offset: int) -> None:
-    """Raise :class:`ArgumentValueError` unless ``data`` is C-contiguous and fits the block."""
+def check_range(
+    memory: Memory, data: np.ndarray[Any, Any], offset: int, *, fill: bool = False
+) -> None:
+    """Refuse a copy between a block and a host array that cannot be done.
+
+    Raises
+    ------
+    ArgumentTypeError
+        The array holds Python objects.
+    ArgumentValueError
+        It is not C-contiguous, does not fit, or is to be filled and read-only.
+    """
+    if data.dtype.hasobject:
+        raise ArgumentTypeError("arrays of Python objects have no bytes to copy; convert them")
+    if fill and not data.flags.writeable:
+        raise ArgumentValueError("the array to fill is read-only; pass a writable one")
     if not data.flags.c_contiguous:
         raise ArgumentValueError(
             "copies take C-contiguous arrays; pass numpy.ascontiguousarray(array)"

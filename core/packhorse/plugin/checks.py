@@ -104,9 +104,9 @@ def check_packages(info: BackendInfo | FrontendInfo) -> None:
     kind = "backend" if isinstance(info, BackendInfo) else "frontend"
     error = MissingExtra(package, info.extra or "", f"the {kind} '{info.name}'")
     if not info.extra:  # a plugin of another distribution: packhorse has no extra for it
-        error.args = (
+        error.msg = (
             f"the {kind} '{info.name}' needs the package '{package}', which is not installed. "
-            f"Install it with: {info.fix or f'pip install {package}'}",
+            f"Install it with: {info.fix or f'pip install {package}'}"
         )
     raise error
 

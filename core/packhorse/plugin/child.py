@@ -49,6 +49,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths, **environment},
+            start_new_session=True,  # so that a timeout ends its children too
         )
 
     def result(self) -> Any:
@@ -64,8 +65,7 @@ class Child:
             left = max(0.1, self._deadline - time.monotonic())
             output, errors = process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            self._kill()
             raise ChildFailed(f"did not answer within {self._timeout:g} seconds") from None
         last = errors.decode(errors="replace").strip().splitlines()[-1:]
         if process.returncode != 0:
@@ -74,6 +74,13 @@ class Child:
             return json.loads(output)
         except ValueError:
             raise ChildFailed(": ".join(["gave no answer", *last])) from None
+
+    def _kill(self) -> None:
+        if hasattr(os, "killpg"):
+            os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet: the id is still its
+        else:
+            self._process.kill()
+        self._process.communicate()
 
 
 def _ending(code: int) -> str:

@@ -18,10 +18,9 @@ import pluggy
 if TYPE_CHECKING:  # annotations only: plugin lies below the modules named here
     import argparse
 
-    from packhorse.module import Module
-
     from packhorse.device import Backend, Device
     from packhorse.graph.ir import Graph
+    from packhorse.module import Module
     from packhorse.ops.registry import Operator
     from packhorse.plugin.info import BackendInfo, DeviceInfo, FrontendInfo, PluginContext
 

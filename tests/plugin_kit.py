@@ -1,0 +1,57 @@
+"""Writes real distributions with entry points, for tests of the plugin system."""
+
+from pathlib import Path
+from textwrap import dedent
+
+GOOD = """
+    from packhorse.cpu import HostDevice
+    from packhorse.device import BackendInfo, DeviceInfo, OptionSpec
+    from packhorse.plugin import hookimpl
+
+    INFO = BackendInfo("{name}", "a test backend", dlpack_type=1, priority=150,
+                       options={{"level": OptionSpec(int, "a level", minimum=1),
+                                 "fast": OptionSpec(bool, "a flag")}},
+                       aliases=("{name}-alias",))
+
+    class Backend:
+        info = INFO
+        def open(self, index, options):
+            return HostDevice(INFO, index, options)
+        def probe(self):
+            print("a driver that prints")
+            return [DeviceInfo("{name}", 0, "probed", 1024, driver="7.1")]
+
+    @hookimpl
+    def packhorse_backend_info():
+        return INFO
+
+    @hookimpl
+    def packhorse_open_backend(name, context):
+        Backend.context = context
+        return Backend()
+"""
+
+
+def write_dist(
+    folder: Path,
+    dist: str,
+    module: str,
+    source: str,
+    entries: dict[str, dict[str, str]] | None = None,
+    version: str = "1.2",
+) -> None:
+    """A distribution in ``folder`` with one module; default: a backend named like the module."""
+    (folder / f"{module}.py").write_text(dedent(source))
+    info = folder / f"{dist.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n")
+    entries = entries or {"packhorse.backends": {module.replace("ph_", ""): module}}
+    lines = []
+    for group, names in entries.items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+def good(name: str) -> str:
+    """Source of a sound backend plugin."""
+    return dedent(GOOD.format(name=name))
