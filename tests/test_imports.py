@@ -19,7 +19,7 @@ LAYERS = (
     {"compiler"},
     {"ops"},
     {"graph"},
-    {"module", "tensor", "artifact_zip"},
+    {"module", "tensor", "artifact"},
     {"function", "device", "_devices", "cpu"},
     {"native"},
     {"plugin", "dtype", "_device_string"},
@@ -52,6 +52,8 @@ HEAVY = (
 
 
 def level(part: str) -> int:
+    """Which layer a module of core belongs to; artifact_zip to that of artifact. -1: none."""
+    part = part if any(part in layer for layer in LAYERS) else part.partition("_")[0]
     return next((i for i, layer in enumerate(LAYERS) if part in layer), -1)
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import quote, unquote
 
 from packhorse.errors import DeviceStringError
 
@@ -39,6 +38,7 @@ _KEY = re.compile(r"[a-z][a-z0-9_]*([.-][a-z0-9_]+)*")
 _SECRET = re.compile(r"(^|[._-])(token|password|passwd|secret|api[_-]?key|auth|credentials?)$")
 _USERINFO = re.compile(r"://[^?]*@")
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
+_PLAIN = re.compile(r"[a-zA-Z0-9/:.~_+@-]*")
 _SAFE = "/:.~_-+@"  # kept readable in canonical option values; all others are percent-encoded
 _NO_SECRETS = (
     "device strings are written to logs; put the secret into PACKHORSE_RPC_TOKEN "
@@ -87,8 +87,16 @@ class DeviceString:
 
     def __str__(self) -> str:
         local = self.backend if self.is_auto else f"{self.backend}:{self.index}"
-        options = "&".join(f"{k}={quote(v, safe=_SAFE)}" for k, v in self.options)
+        options = "&".join(f"{k}={_quoted(v)}" for k, v in self.options)
         return "".join(map(str, self.hops)) + local + (f"?{options}" if options else "")
+
+
+def _quoted(value: str) -> str:
+    if _PLAIN.fullmatch(value):
+        return value
+    from urllib.parse import quote
+
+    return quote(value, safe=_SAFE)
 
 
 @lru_cache(maxsize=1024)
@@ -260,6 +268,10 @@ def _options(text: str, tail: str) -> tuple[tuple[str, str], ...]:
 
 
 def _decoded(text: str, key: str, value: str) -> str:
+    if "%" not in value:
+        return value
+    from urllib.parse import unquote  # few strings need it, and `import packhorse` pays for it
+
     if _BAD_ESCAPE.search(value):
         raise _error(text, f"option '{key}': '%' must be followed by two hexadecimal digits")
     try:

@@ -13,7 +13,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from packhorse import _config
-from packhorse.device import BackendInfo, Device, DeviceInfo, DeviceString, parse_choice
+from packhorse.device import (
+    BackendInfo,
+    Device,
+    DeviceInfo,
+    DeviceMixin,
+    DeviceString,
+    parse_choice,
+)
 from packhorse.errors import (
     ArgumentTypeError,
     DeviceError,
@@ -44,7 +51,7 @@ class Devices:
         self.manager = manager
         self._lock = threading.RLock()
         self._open: dict[str, Device] = {}  # by canonical name
-        self._texts: dict[str, Device] = {}  # by what was written, lists and auto excluded
+        self._texts: dict[str, Device] = {}  # by what was written; also what was chosen for it
         self._probed: dict[str, list[DeviceInfo]] = {}
 
     def open(self, name: str | Device | None = None) -> Device:
@@ -58,10 +65,11 @@ class Devices:
             return _as_device(name)
         choice = parse_choice(name)
         if len(choice) > 1:
-            return self._first(name, choice)
-        if choice[0].is_auto and not choice[0].hops:
-            return self._first(name, self._candidates(choice[0].backend))
-        device = self._one(choice[0])
+            device = self._first(name, choice)
+        elif choice[0].is_auto and not choice[0].hops:
+            device = self._first(name, self._candidates(choice[0].backend))
+        else:
+            device = self._one(choice[0])
         if len(self._texts) < 4096:  # strings may come from outside: bound what they can fill
             self._texts[name] = device
         return device
@@ -187,13 +195,14 @@ class Devices:
 
 
 def _as_device(value: Any) -> Device:
-    if not isinstance(value, Device):
+    # the protocol's own check looks at every attribute: 10 us, and devices are named per call
+    if not isinstance(value, (DeviceMixin, Device)):
         raise ArgumentTypeError(
             f"device must be a device string, a Device or None, not {type(value).__name__}"
         )
     if value.closed:
         raise DeviceError(f"device '{value.name}' is closed; open it again by its name")
-    return value
+    return cast(Device, value)
 
 
 def _checked_options(

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from packhorse._device_string import AUTO, DeviceString, Hop, parse, parse_choice
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
 from packhorse.plugin.info import API, BackendInfo, DeviceInfo, OptionSpec, Status
+
+if TYPE_CHECKING:  # annotations only: naming a device needs no arrays
+    import numpy as np
 
 __all__ = [
     "API",
