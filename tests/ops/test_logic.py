@@ -62,6 +62,13 @@ def test_bitwise_not_and_shift() -> None:
         check("BitShift", arrays, {"direction": direction}, lower=False)
 
 
+def test_shift_of_signed_integers() -> None:
+    x, by = np.array([-8, 8, -1, 1], np.int8), np.array([1, 9, 8, -1], np.int8)
+    right, left = np.array([-4, 0, -1, 0], np.int8), np.array([-16, 0, 0, 0], np.int8)
+    check("BitShift", [x, by], {"direction": "RIGHT"}, lower=False, want=[right])
+    check("BitShift", [x, by], {"direction": "LEFT"}, lower=False, want=[left])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int64", "float16", "bool"])
 def test_where(dtype: str) -> None:
     x, y = A.astype(dtype), B.astype(dtype)
@@ -80,7 +87,7 @@ def test_where_against_the_oracle_with_scalars() -> None:
         ("Where", [A, A, A], {}, "condition must be bool, found int64"),
         ("Where", [P, A, P], {}, "one dtype, found int64, bool"),
         ("Where", [P, A], {}, r"'node' \(Where\): input 2 is missing"),
-        ("BitShift", [A, A], {"direction": "LEFT"}, "unsigned integers, found int64"),
+        ("BitShift", [P, P], {"direction": "LEFT"}, "are bool, but must be one of: int, uint"),
         ("BitShift", [A.astype("u1")], {"direction": "UP"}, "must be LEFT or RIGHT"),
         ("BitShift", [A.astype("u1")], {}, "lacks the required attribute 'direction'"),
     ],

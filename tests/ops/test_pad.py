@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import check, infer, node_of
+from oracle import check, infer, node_of, reference
 
 from packhorse.errors import ModelError
 from packhorse.kernel.expr import Load, affine, call, loads
@@ -71,6 +71,9 @@ def test_depth_to_space(mode: str) -> None:
 def test_space_to_depth() -> None:
     x = np.arange(2 * 3 * 6 * 9, dtype=np.float32).reshape(2, 3, 6, 9)
     check("SpaceToDepth", [x], {"blocksize": 3})
+    deep = reference(node_of("SpaceToDepth", [x], {"blocksize": 3, "mode": "CRD"}), [x])
+    check("DepthToSpace", deep, {"blocksize": 3, "mode": "CRD"}, want=[x])
+    check("SpaceToDepth", [x], {"blocksize": 3, "mode": "CRD"}, want=deep)
 
 
 def test_guarded_loads() -> None:

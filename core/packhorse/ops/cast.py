@@ -133,7 +133,9 @@ def _dropout_rule(ctx: Inference) -> Sequence[TensorType]:
 
 
 def _lower_dropout(ctx: Lowering) -> tuple[Lowered | None, ...]:
-    if ctx.has(2) and (ctx[2].constant is None or bool(ctx[2].constant.any())):
+    ratio, training = (ctx[i].constant if ctx.has(i) else None for i in (1, 2))
+    silent = ratio is not None and not ratio.any()
+    if ctx.has(2) and not silent and (training is None or bool(training.any())):
         raise UnsupportedOperator("Dropout in training mode draws random numbers")
     mask = [Lazy(shape, "bool", const(True, "bool")) for shape, _ in ctx.output_types[1:]]
     return (pass_on(ctx), *mask)

@@ -278,7 +278,9 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
 
 @labelled
 def _data_dependent(ctx: Inference) -> Sequence[TensorType]:
-    raise NotStatic("the output's size depends on the input's values")
+    if any(v is None for v in ctx.values):
+        raise NotStatic("the output's size depends on the input's values")
+    return [TensorType(y.dtype, y.shape) for y in ctx.operator.run(ctx.node, ctx.values)]
 
 
 @operator("NonZero", infer=_data_dependent)

@@ -11,7 +11,17 @@ from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Expr, call, select
 from packhorse.kernel.lowering import Lazy, Lowering, lazy
 from packhorse.ops.elementwise import calls
-from packhorse.ops.maps import ANY, BOOL, INT, NUMBER, Map, broadcasting, expand, register
+from packhorse.ops.maps import (
+    ANY,
+    BOOL,
+    INT,
+    NUMBER,
+    Map,
+    broadcasting,
+    check_kinds,
+    expand,
+    register,
+)
 from packhorse.ops.registry import Inference, operator
 from packhorse.ops.rules import Array, compiled, labelled, same_dtype, text
 
@@ -53,8 +63,7 @@ register([
 @labelled
 def _shift_rule(ctx: Inference) -> Sequence[TensorType]:
     dtype = same_dtype(ctx)
-    if dtype.kind != "u":
-        raise ModelError(f"BitShift is defined for unsigned integers, found {dtype}")
+    check_kinds(dtype, INT)
     if text(ctx.attr("direction")) not in ("LEFT", "RIGHT"):
         raise ModelError(f"direction must be LEFT or RIGHT, found {ctx.attr('direction')!r}")
     return broadcasting(ctx, dtype)
@@ -62,7 +71,10 @@ def _shift_rule(ctx: Inference) -> Sequence[TensorType]:
 
 @operator("BitShift", infer=_shift_rule)
 def bit_shift(x: Array, y: Array, *, direction: str) -> Array:
-    """Shift unsigned integers by ``y`` bits (ONNX BitShift-11)."""
+    """Shift by ``y`` bits, keeping the sign to the right (ONNX BitShift-11, signed as in 28).
+
+    Shifts by the width or more, and negative ones, leave no bit.
+    """
     return np.asarray((np.left_shift if text(direction) == "LEFT" else np.right_shift)(x, y))
 
 

@@ -17,7 +17,18 @@ from packhorse.kernel.lowering import Lazy, Lowering, lazy
 from packhorse.ops.registry import Inference, InferRule, operator
 from packhorse.ops.rules import Array, broadcast, compiled, labelled, literal, same_dtype
 
-__all__ = ["ANY", "BOOL", "FLOAT", "INT", "NUMBER", "Map", "broadcasting", "expand", "register"]
+__all__ = [
+    "ANY",
+    "BOOL",
+    "FLOAT",
+    "INT",
+    "NUMBER",
+    "Map",
+    "broadcasting",
+    "check_kinds",
+    "expand",
+    "register",
+]
 
 FLOAT, INT, NUMBER, BOOL, ANY = "f", "iu", "fiu", "b", "fiubOcSU"
 """Classes of dtypes, as NumPy kinds (bfloat16 and its like count as ``f``)."""

@@ -236,9 +236,9 @@ def _blocks(ctx: Inference | Lowering, shape: Sequence[int], down: bool) -> int:
     return size
 
 
-_DEPTH_TO_SPACE = {"DCR": ("bpqchw", "bchpwq"), "CRD": ("bcpqhw", "bchpwq")}
-_SPACE_TO_DEPTH = ("bchpwq", "bpqchw")
-"""Letters of the six dimensions before and after: batch, channel, row, column, place in block."""
+_WIDE = "bchpwq"
+_DEEP = {"DCR": "bpqchw", "CRD": "bcpqhw"}
+"""Letters of the six dimensions: batch, channel, row, column, place in the block (p, q)."""
 
 
 def _permute(x: Array, words: tuple[str, str], sizes: dict[str, int]) -> Array:
@@ -271,8 +271,8 @@ def _wider(shape: Sequence[int], block: int) -> tuple[int, ...]:
     return shape[0], shape[1] // (block * block), shape[2] * block, shape[3] * block
 
 
-def _words(mode: str | bytes) -> tuple[str, str]:
-    found = _DEPTH_TO_SPACE.get(text(mode))
+def _deep(mode: str | bytes) -> str:
+    found = _DEEP.get(text(mode))
     if found is None:
         raise ModelError(f"mode must be DCR or CRD, found '{text(mode)}'")
     return found
@@ -280,7 +280,7 @@ def _words(mode: str | bytes) -> tuple[str, str]:
 
 @labelled
 def _depth_to_space_rule(ctx: Inference) -> Sequence[TensorType]:
-    _words(ctx.attr("mode"))
+    _deep(ctx.attr("mode"))
     old = ctx.shape(0)
     return [TensorType(ctx.type(0).dtype, _wider(old, _blocks(ctx, old, False)))]
 
@@ -288,18 +288,19 @@ def _depth_to_space_rule(ctx: Inference) -> Sequence[TensorType]:
 @compiled
 def _lower_depth_to_space(ctx: Lowering) -> Lowered:
     sizes = _sizes(ctx.output_types[0][0], ctx[0].shape, ctx.attr("blocksize"))
-    return _lower_blocks(ctx, _words(ctx.attr("mode")), sizes)
+    return _lower_blocks(ctx, (_deep(ctx.attr("mode")), _WIDE), sizes)
 
 
 @operator("DepthToSpace", infer=_depth_to_space_rule, lower=_lower_depth_to_space)
 def depth_to_space(x: Array, *, blocksize: int, mode: str = "DCR") -> Array:
     """Channels into blocks of the plane (ONNX DepthToSpace-13)."""
     new = _wider(x.shape, blocksize)
-    return _permute(x, _words(mode), _sizes(new, x.shape, blocksize)).reshape(new)
+    return _permute(x, (_deep(mode), _WIDE), _sizes(new, x.shape, blocksize)).reshape(new)
 
 
 @labelled
 def _space_to_depth_rule(ctx: Inference) -> Sequence[TensorType]:
+    _deep(ctx.attr("mode"))
     old = ctx.shape(0)
     return [TensorType(ctx.type(0).dtype, _deeper(old, _blocks(ctx, old, True)))]
 
@@ -307,11 +308,11 @@ def _space_to_depth_rule(ctx: Inference) -> Sequence[TensorType]:
 @compiled
 def _lower_space_to_depth(ctx: Lowering) -> Lowered:
     sizes = _sizes(ctx[0].shape, ctx.output_types[0][0], ctx.attr("blocksize"))
-    return _lower_blocks(ctx, _SPACE_TO_DEPTH, sizes)
+    return _lower_blocks(ctx, (_WIDE, _deep(ctx.attr("mode"))), sizes)
 
 
 @operator("SpaceToDepth", infer=_space_to_depth_rule, lower=_lower_space_to_depth)
-def space_to_depth(x: Array, *, blocksize: int) -> Array:
-    """Blocks of the plane into channels (ONNX SpaceToDepth-13)."""
+def space_to_depth(x: Array, *, blocksize: int, mode: str = "DCR") -> Array:
+    """Blocks of the plane into channels (ONNX SpaceToDepth-13; ``mode`` as in opset 28)."""
     new = _deeper(x.shape, blocksize)
-    return _permute(x, _SPACE_TO_DEPTH, _sizes(x.shape, new, blocksize)).reshape(new)
+    return _permute(x, (_WIDE, _deep(mode)), _sizes(x.shape, new, blocksize)).reshape(new)

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from packhorse.errors import MissingExtra, ModelError, UnsupportedOperator
+from packhorse.dtype import dtype
+from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Const, const
 from packhorse.kernel.lowering import Lowering, Operand, compute_dtype
@@ -37,7 +38,7 @@ _ONNX_DTYPES = {
     8: "object", 9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
     14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8_e4m3fn",
     18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 21: "uint4", 22: "int4",
-    23: "float4_e2m1fn",
+    23: "float4_e2m1fn", 24: "float8_e8m0fnu", 25: "uint2", 26: "int2",
 }  # fmt: skip
 """``TensorProto.DataType`` -> NumPy (or ml_dtypes) name; strings are object arrays."""
 
@@ -59,17 +60,8 @@ def dtype_of_onnx(code: int) -> np.dtype[Any]:
     """
     name = _ONNX_DTYPES.get(int(code))
     if name is None:
-        raise ModelError(f"{code} is not an ONNX data type; they are numbered 1 to 23")
-    found: np.dtype[Any]
-    try:
-        found = np.dtype(name)
-    except TypeError:
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise MissingExtra("ml_dtypes", "onnx", f"the dtype {name}") from None
-        found = np.dtype(getattr(ml_dtypes, name))
-    return found
+        raise ModelError(f"{code} is not an ONNX data type; they are numbered 1 to 26")
+    return np.dtype(object) if name == "object" else dtype(name)
 
 
 def labelled(rule: InferRule) -> InferRule:
