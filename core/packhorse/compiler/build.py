@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from packhorse.compiler.collapse import collapse
-from packhorse.compiler.fusion import Regions, too_costly, wasteful
-from packhorse.compiler.layout import Layouts
+from packhorse.compiler.fusion import Regions, contractions, too_costly, wasteful
+from packhorse.compiler.layout import Layouts, column_axes
 from packhorse.compiler.operands import ConstOperand, Halo, LazyOperand, Place, StoredOperand
 from packhorse.errors import ModelError, UnsupportedOperator
-from packhorse.graph.ir import Graph, Node
+from packhorse.graph.ir import Graph, Node, TensorType
 from packhorse.kernel.expr import Affine, Axis, Expr, Load, cast, const, walk
 from packhorse.kernel.kernel import Buffer, Kernel, Store, contiguous
 from packhorse.kernel.lowering import (
@@ -88,8 +88,9 @@ class Builder:
     def build(self) -> Build:
         """Lower every node; the result names steps, functions, buffers and parameters."""
         for value in self.graph.inputs:
-            dtype = str(value.type.dtype)
-            buffer = contiguous(value.type.dims, dtype)
+            found = self.graph.type_of(value.name)  # the declared one may still be symbolic
+            dtype = str(found.dtype)
+            buffer = contiguous(found.dims, dtype)
             self.env[value.name] = StoredOperand(self, self._root(value.name, buffer), dtype)
         for node in self.graph.nodes:
             if any(o in self.regions.consumers or o in self.regions.outputs for o in node.outputs):
@@ -136,23 +137,36 @@ class Builder:
             self.nodes = (node.label,)
             lowered = operator.lower(_Context(self, node, operator))
             results = lowered if isinstance(lowered, tuple) else (lowered,)
-            if not any(self._wasteful(n, r) for n, r in zip(node.outputs, results, strict=False)):
-                break
-            culprits = {n for n, op in self.inlining.items() if too_costly(op.value)}
+            culprits: set[str] = set()
+            for name, result in zip(node.outputs, results, strict=False):
+                culprits |= self._culprits(name, result)
             if not culprits - self.forced:
                 break
             self.forced |= culprits
         return lowered
 
-    def _wasteful(self, name: str, result: Lowered | None) -> bool:
+    def _culprits(self, name: str, result: Lowered | None) -> set[str]:
+        """Inlined operands that this result had better read from memory."""
         if isinstance(result, Pieces):
-            return any(self._wasteful("", piece.value) for piece in result.pieces)
+            return set().union(*(self._culprits("", piece.value) for piece in result.pieces))
         if isinstance(result, LazyOperand):
             result = result.value
         if not isinstance(result, Lazy):
-            return False
+            return set()
+        found: set[str] = set()
+        if len(contractions(result)) > 1:
+            found |= self._rivals()
         order = self._order(name, result, None)
-        return wasteful(result.value, [(f"i{d}", result.shape[d]) for d in order])
+        if wasteful(result.value, [(f"i{d}", result.shape[d]) for d in order]):
+            found |= {n for n, op in self.inlining.items() if too_costly(op.value)}
+        return found
+
+    def _rivals(self) -> set[str]:
+        """One register tile serves one contraction: of several convolutions or products that meet
+        here, the one computed last stays fused."""
+        held = {n: contractions(op.value) for n, op in self.inlining.items()}
+        last = max((n for n in held if held[n]), key=self.regions.made_at, default="")
+        return {n for n in held if held[n] and held[n] != held[last]}
 
     def _define(self, name: str, result: Lowered) -> Operand:
         if isinstance(result, LazyOperand):
@@ -396,13 +410,16 @@ class Builder:
         if preferred is not None:
             return preferred
         rank = len(value.shape)
+        columns = column_axes(value)
+        if columns:
+            rows = [d for d in range(rank) if d not in columns]
+            return [*rows, *columns]
         best, steps = 0, [0] * rank
         for node in walk(value.value):
             if isinstance(node, Load) and node.buffer in self.places:
-                buffer = self.places[node.buffer].buffer
-                found = [_step(node, buffer, f"i{d}") for d in range(rank)]
+                found = [_step(node, self.places[node.buffer].buffer, f"i{d}") for d in range(rank)]
                 covered = sum(1 for d in range(rank) if found[d] and value.shape[d] > 1)
-                if (covered, buffer.size) > (best, 0) and covered > best:
+                if covered > best:
                     best, steps = covered, found
         if best < sum(1 for n in value.shape if n > 1):
             return list(range(rank))
@@ -429,8 +446,20 @@ class _Context(Lowering):
     def __init__(self, builder: Builder, node: Node, operator: registry.Operator) -> None:
         self.builder, self.node, self.operator = builder, node, operator
         self.inputs = tuple(builder.operand(name) for name in node.inputs)
-        types = [builder.graph.type_of(o) for o in node.outputs if o]
-        self.output_types = tuple((t.dims, str(t.dtype)) for t in types)
+        self.output_types = tuple((t.dims, str(t.dtype)) for t in self._types())
+
+    def _types(self) -> Sequence[TensorType]:
+        """Types of all outputs; elided ones are inferred, the graph does not list them."""
+        graph, node = self.builder.graph, self.node
+        if all(node.outputs):
+            return [graph.type_of(o) for o in node.outputs]
+        seen = registry.Inference(
+            node,
+            tuple(graph.type_of(i) if i else None for i in node.inputs),
+            tuple(graph.constants.get(i) for i in node.inputs),
+            self.operator,
+        )
+        return self.operator.infer(seen)[: len(node.outputs)]
 
     def attr(self, name: str) -> Any:
         return self.operator.attr(self.node, name)

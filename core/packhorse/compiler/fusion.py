@@ -7,13 +7,18 @@ from math import prod
 
 from packhorse.compiler.operands import is_view
 from packhorse.graph.ir import Graph, Node
-from packhorse.kernel.expr import Call, Expr, Load, Reduce, free_axes, walk
+from packhorse.kernel.expr import Axis, Call, Expr, Load, Reduce, free_axes, walk
 from packhorse.kernel.lowering import Lazy
 
-__all__ = ["FUSABLE", "Regions", "too_costly", "wasteful"]
+__all__ = ["FUSABLE", "Regions", "contractions", "is_contraction", "too_costly", "wasteful"]
 
 FUSABLE = frozenset(
-    ["Abs", "Add", "And", "BatchNormalization", "Cast", "CastLike", "Ceil", "Clip", "Cos", "Div", "Equal", "Elu", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "ReduceMean", "ReduceSum", "Reciprocal", "Relu", "Reshape", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Transpose", "Unsqueeze", "Where", "Xor", "ReduceMax", "ReduceMin", "ReduceSumSquare", "IsNaN"]
+    "Abs Add And BatchNormalization Cast CastLike Ceil Clip Cos Div Equal Elu Erf Exp Expand "
+    "Flatten Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity LeakyRelu Less "
+    "LessOrEqual Log Max Mean Min Mod Mul Neg Not Or PRelu Pow ReduceMean ReduceSum Reciprocal "
+    "Relu Reshape Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Squeeze Sub Sum Tanh "
+    "ThresholdedRelu Transpose Unsqueeze Where Xor ReduceMax ReduceMin ReduceSumSquare "
+    "IsNaN".split()
 )
 """Operators that read each input element about once and may sit inside a fused region."""
 
@@ -35,6 +40,11 @@ class Regions:
         self.consumers: Mapping[str, list[Node]] = graph.consumers()
         self.outputs = {value.name for value in graph.outputs}
         self.position = {id(node): i for i, node in enumerate(graph.nodes)}
+        self._maker = {o: i for i, node in enumerate(graph.nodes) for o in node.outputs}
+
+    def made_at(self, name: str) -> int:
+        """Position of the node that computes a value; -1 for inputs and constants."""
+        return self._maker.get(name, -1)
 
     def converges(self, name: str) -> bool:
         """True when every path from ``name`` meets in one later value inside a small region."""
@@ -105,7 +115,7 @@ def _repeats(expr: Expr, scope: list[tuple[str, int]]) -> list[bool]:
                 return
             depth = level(names)
             wide = any(e > 1 for _, e in scope[depth:])
-            found.append(_excess(scope[:depth], names) or (wide and _is_contraction(node)))
+            found.append(_excess(scope[:depth], names) or (wide and is_contraction(node)))
             found.extend(_repeats(node.body, [*scope[:depth], *node.axes]))
             return
         if isinstance(node, Call) and node.op in _HEAVY:
@@ -118,7 +128,7 @@ def _repeats(expr: Expr, scope: list[tuple[str, int]]) -> list[bool]:
     return found
 
 
-def _is_contraction(node: Reduce) -> bool:
+def is_contraction(node: Reduce) -> bool:
     """A sum of products of two buffers: fast only when its own outputs are the vector lanes."""
     body = node.body
     return (
@@ -132,6 +142,13 @@ def _excess(loops: Sequence[tuple[str, int]], names: frozenset[str]) -> bool:
     runs = prod(e for _, e in loops)
     needed = prod(e for n, e in loops if n in names)
     return runs > 2 * needed
+
+
+def contractions(value: Lazy) -> frozenset[tuple[Axis, ...]]:
+    """Loops of the convolutions or matrix products still pending in a value."""
+    return frozenset(
+        n.axes for n in walk(value.value) if isinstance(n, Reduce) and is_contraction(n)
+    )
 
 
 def too_costly(value: Lazy) -> bool:

@@ -10,18 +10,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from packhorse.compiler.fusion import is_contraction
 from packhorse.graph.ir import Graph, Node
+from packhorse.kernel.expr import Affine, Load, Reduce, walk
+from packhorse.kernel.lowering import Lazy
 
-__all__ = ["Halo", "Layouts"]
+__all__ = ["Halo", "Layouts", "column_axes"]
 
 Halo = tuple[tuple[int, int], ...]
 
 _SPATIAL = frozenset(
-    ["Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample", "ConvInteger", "LRN"]
+    "Conv ConvTranspose MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool Resize "
+    "Upsample ConvInteger LRN".split()
 )
-_ROW_MAJOR = frozenset(["Reshape", "Flatten", "MatMul", "Gemm", "LSTM", "GRU", "RNN"])
+_ROW_MAJOR = frozenset("Reshape Flatten MatMul Gemm LSTM GRU RNN".split())
 _SAME_RANK = frozenset(
-    ["Abs", "Add", "BatchNormalization", "Ceil", "Clip", "Concat", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "InstanceNormalization", "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "PRelu", "Pad", "Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Slice", "Softplus", "Split", "Sqrt", "Sub", "Sum", "Tanh", "Where", "Cast", "Softmax"]
+    "Abs Add BatchNormalization Ceil Clip Concat Div Elu Erf Exp Floor Gelu HardSigmoid "
+    "HardSwish InstanceNormalization LeakyRelu Log Max Min Mul Neg PRelu Pad Pow Reciprocal "
+    "Relu Round Sigmoid Slice Softplus Split Sqrt Sub Sum Tanh Where Cast Softmax".split()
 )
 _MIN_CHANNELS = 8
 
@@ -90,3 +96,21 @@ def padding_of(node: Node, graph: Graph) -> Halo:
     n = rank - 2
     spatial = tuple((int(pads[d]), int(pads[d + n])) for d in range(n))
     return ((0, 0), (0, 0), *spatial)
+
+
+def column_axes(value: Lazy) -> list[int]:
+    """Dimensions that only the second factor of a pending contraction knows (output channels,
+    columns of a matrix product), slowest first. They should lie innermost: weights are then read
+    as vectors and the first factor as scalars. Empty when nothing is pending."""
+    for node in walk(value.value):
+        if not (isinstance(node, Reduce) and is_contraction(node)):
+            continue
+        first, second = (a for a in node.body.children() if isinstance(a, Load))
+        known = {n for i in first.index if isinstance(i, Affine) for n, _ in i.terms}
+        steps: dict[int, tuple[int, int]] = {}
+        for position, i in enumerate(second.index):
+            for name, coef in i.terms if isinstance(i, Affine) else ():
+                if name.startswith("i") and name not in known:
+                    steps[int(name[1:])] = (-position, abs(coef))
+        return sorted(steps, key=lambda d: (-steps[d][0], -steps[d][1]))
+    return []
