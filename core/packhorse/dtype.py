@@ -63,7 +63,8 @@ def _named(name: str) -> np.dtype[Any]:
             f"dtype '{name}' is not in the installed ml_dtypes {ml_dtypes.__version__}; "
             "update it: pip install -U ml_dtypes"
         )
-    return np.dtype(getattr(ml_dtypes, name))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 def dtype(value: DTypeLike) -> np.dtype[Any]:
@@ -91,10 +92,13 @@ def dtype(value: DTypeLike) -> np.dtype[Any]:
 def dtype_name(value: np.dtype[Any]) -> str:
     """Name of a dtype: ``"float32"``, ``"bfloat16"``. Raises :class:`ArgumentTypeError`."""
     name = value.name
-    if name not in _CODES or not value.isnative:
-        order = "" if value.isnative else " in foreign byte order"
-        raise ArgumentTypeError(_unknown(name) if not order else f"dtype '{name}'{order} is not "
-                                "supported; convert with array.astype(dtype.newbyteorder('='))")
+    if name not in _CODES:
+        raise ArgumentTypeError(_unknown(name))
+    if not value.isnative:
+        raise ArgumentTypeError(
+            f"dtype '{name}' in foreign byte order is not supported; convert the array with "
+            "array.astype(array.dtype.newbyteorder('='))"
+        )
     return name
 
 
@@ -132,6 +136,4 @@ def from_dlpack_code(code: int, bits: int, lanes: int = 1) -> np.dtype[Any]:
 
 
 def _unknown(name: str) -> str:
-    return (
-        f"unknown dtype '{name}'{did_you_mean(name, _CODES)}; known are: {', '.join(_CODES)}"
-    )
+    return f"unknown dtype '{name}'{did_you_mean(name, _CODES)}; known are: {', '.join(_CODES)}"

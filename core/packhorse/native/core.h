@@ -93,6 +93,7 @@ const char *ph_dlerror(void);
 uintptr_t ph_dlpack_new(const ph_tensor *view, uintptr_t owner, uint32_t major, uint32_t minor,
                         uint64_t flags);
 uintptr_t ph_dlpack_destructor(int versioned);
+uintptr_t ph_dlpack_name(int versioned, int used);
 void ph_dlpack_release(void *managed);
 void ph_dlpack_release_versioned(void *managed);
 /* cffi: end */

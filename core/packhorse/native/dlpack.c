@@ -42,7 +42,7 @@ static void fill(ph_tensor *to, const ph_tensor *view, int64_t *room) {
     }
 }
 
-/* Call with the GIL's owner alive; major 0 makes an unversioned tensor. 0 = out of memory. */
+/* `owner` is a live PyObject*; major 0 makes an unversioned tensor. 0 = out of memory. */
 uintptr_t ph_dlpack_new(const ph_tensor *view, uintptr_t owner, uint32_t major, uint32_t minor,
                         uint64_t flags) {
     size_t room = 2 * (size_t)view->ndim * sizeof(int64_t);
@@ -69,20 +69,27 @@ uintptr_t ph_dlpack_new(const ph_tensor *view, uintptr_t owner, uint32_t major, 
     return (uintptr_t)made;
 }
 
+/* Capsules point to their names, so the names must live as long as the process. */
+static const char *const names[2][2] = {
+    {"dltensor", "used_dltensor"},
+    {"dltensor_versioned", "used_dltensor_versioned"},
+};
+
+uintptr_t ph_dlpack_name(int versioned, int used) { return (uintptr_t)names[!!versioned][!!used]; }
+
 /* Consumers rename a capsule they take over; one that kept its name was never consumed. */
-static void destroy_capsule(PyObject *capsule, const char *name) {
+static void destroy_capsule(PyObject *capsule, int versioned) {
+    const char *name = names[versioned][0];
     if (!PyCapsule_IsValid(capsule, name)) return;
     void *managed = PyCapsule_GetPointer(capsule, name);
-    if (!strcmp(name, "dltensor"))
-        ph_dlpack_release(managed);
-    else
+    if (versioned)
         ph_dlpack_release_versioned(managed);
+    else
+        ph_dlpack_release(managed);
 }
 
-static void destroy_plain(PyObject *capsule) { destroy_capsule(capsule, "dltensor"); }
-static void destroy_versioned(PyObject *capsule) {
-    destroy_capsule(capsule, "dltensor_versioned");
-}
+static void destroy_plain(PyObject *capsule) { destroy_capsule(capsule, 0); }
+static void destroy_versioned(PyObject *capsule) { destroy_capsule(capsule, 1); }
 
 uintptr_t ph_dlpack_destructor(int versioned) {
     return versioned ? (uintptr_t)destroy_versioned : (uintptr_t)destroy_plain;

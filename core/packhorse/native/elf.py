@@ -24,6 +24,7 @@ Kind: TypeAlias = Literal["function", "object", "other"]
 _MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _HERE = {"amd64": "x86_64", "arm64": "aarch64"}
 _SHT_DYNSYM, _PT_LOAD, _ET_DYN = 11, 1, 3
+_KINDS: dict[int, Kind] = {1: "object", 2: "function", 10: "function"}
 _SYMBOL = np.dtype(
     [
         ("name", "<u4"),
@@ -96,13 +97,13 @@ def _mapped(descriptor: int) -> mmap.mmap:
 
 def _read(r: _Reader) -> list[Symbol]:
     if r.data[:4] != b"\x7fELF":
-        kind = _other_format(r.data[:8])
-        raise r.fail(f"it is not an ELF file but {kind}")
+        raise r.fail(f"it is not an ELF file but {_other_format(r.data[:8])}")
     ident = r.fields("<4x2B", 0, "the ELF header")
     if ident != (2, 1):
         raise r.fail(f"it is not 64-bit little-endian (class {ident[0]}, data {ident[1]})")
-    header = r.fields("<HHIQQQIHHHHHH", 16, "the ELF header")
-    kind, machine, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = header
+    kind, machine, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = r.fields(
+        "<HHIQQQIHHHHHH", 16, "the ELF header"
+    )
     if kind != _ET_DYN:
         raise r.fail(f"it is an object or an executable (ELF type {kind}); link it with -shared")
     here = platform.machine().lower()
@@ -136,13 +137,13 @@ def _table(
     text_start, text_end = r.region(strings[4], strings[5], "the string table")
     text = r.data[text_start:text_end]
     count = (end - start) // _SYMBOL.itemsize
-    for entry in np.frombuffer(r.data[start:end], _SYMBOL, count)[1:].tolist():
-        at, info, _, index, value, size = entry
+    entries: list[tuple[int, ...]] = np.frombuffer(r.data[start:end], _SYMBOL, count)[1:].tolist()
+    for at, info, _, index, value, size in entries:
         stop = text.find(b"\0", at)
         if at >= len(text) or stop < 0:
             raise r.fail("a symbol's name lies outside the string table")
-        kind: Kind = {1: "object", 2: "function", 10: "function"}.get(info & 15, "other")  # type: ignore[assignment]
-        yield Symbol(text[at:stop].decode("utf-8", "replace"), kind, index != 0, value, size)
+        name = text[at:stop].decode("utf-8", "replace")
+        yield Symbol(name, _KINDS.get(info & 15, "other"), index != 0, value, size)
 
 
 def _other_format(magic: bytes) -> str:

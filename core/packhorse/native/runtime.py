@@ -76,7 +76,7 @@ def runtime_addresses() -> dict[str, int]:
 
 
 def python_handle(call: RawCall) -> int:
-    """A handle compiled code can pass to TVMFuncCall. Lives, with ``call``, as long as the process."""
+    """A handle compiled code can pass to TVMFuncCall; it and ``call`` live with the process."""
     number = next(_ids)
     _calls[number] = call
     return _new_handle(0, number)

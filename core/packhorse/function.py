@@ -1,0 +1,320 @@
+"""Packed functions: callables over a small set of values, and the global registry of them.
+
+A packed function takes any mix of None, bool, int, float, str, bytes, dtype, Device, Tensor (or
+``numpy.ndarray``), Module and PackedFunction, and returns one of those. It is written in Python
+(:class:`PackedFunction`) or compiled (:class:`NativeFunction`); the caller need not know.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+from packhorse.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    FunctionExists,
+    FunctionNotFound,
+    did_you_mean,
+)
+from packhorse.native.marshal import (
+    DLDevice,
+    Handle,
+    NativeCall,
+    TypeCode,
+    adopt_handle,
+    handle_of,
+)
+from packhorse.native.memory import ALIGNMENT
+from packhorse.native.runtime import native_handle
+
+__all__ = [
+    "DLDevice",
+    "Handle",
+    "NativeFunction",
+    "PackedFunction",
+    "TypeCode",
+    "convert",
+    "get_global_func",
+    "list_global_func_names",
+    "register_func",
+    "remove_global_func",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_handle_lock = threading.Lock()
+
+
+class PackedFunction:
+    """A packed function around a Python callable.
+
+    Parameters
+    ----------
+    call : callable
+        Takes and returns packed values.
+    name : str, optional
+        What errors call it; default the callable's own name.
+    """
+
+    __slots__ = ("__weakref__", "_call", "_handle", "name")
+
+    def __init__(self, call: Callable[..., Any], name: str | None = None) -> None:
+        self._call = call
+        self._handle = 0
+        self.name = name or getattr(call, "__name__", type(call).__name__)
+
+    @property
+    def address(self) -> int | None:
+        """Address of the compiled code, for native plans; None when it is Python."""
+        return None
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it.
+
+        Raises
+        ------
+        ArgumentTypeError
+            An argument, or the result, is not a packed value.
+        PackhorseError
+            Compiled code failed.
+        Exception
+            Whatever the Python callable raises, unchanged.
+        """
+        for arg in args:
+            if type(arg) not in _PLAIN:
+                args = self._accept(args)
+                break
+        result = self._call(*args)
+        return result if type(result) in _PLAIN else _packed(result, self, "result")
+
+    def bind(self, *args: Any) -> Callable[[], Any]:
+        """Check the arguments now; returns a call without arguments. Raises as calling does."""
+        return partial(self, *self._accept(args))
+
+    def _accept(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_packed(arg, self, f"argument {i}") for i, arg in enumerate(args))
+
+    def _make_handle(self) -> int:
+        return handle_of(self)
+
+    def __packed_handle__(self) -> int:
+        """What compiled code calls this function by; the function then lives with the process."""
+        with _handle_lock:
+            self._handle = self._handle or self._make_handle()
+        return self._handle
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+class NativeFunction(PackedFunction):
+    """A compiled packed function of TVM's legacy ABI.
+
+    Calls release the GIL. Compiled code may check nothing: shapes and dtypes are the caller's
+    business. Arrays that are not contiguous or not aligned go through a copy and back.
+
+    Parameters
+    ----------
+    address : int
+        A ``TVMBackendPackedCFunc``; the shorter signatures of TVM before 0.7 work too.
+    name : str
+    keepalive : object
+        Owner of the code, held as long as the function lives.
+    alignment : int
+        What the code assumes of tensor addresses.
+    """
+
+    __slots__ = ("_address", "_alignment", "_keepalive")
+
+    def __init__(
+        self, address: int, name: str, keepalive: object = None, *, alignment: int = ALIGNMENT
+    ) -> None:
+        if address <= 0:
+            raise ArgumentValueError(f"function '{name}' has no address ({address})")
+        super().__init__(NativeCall, name)  # not a method of self: a cycle would delay freeing
+        self._address, self._keepalive, self._alignment = address, keepalive, alignment
+
+    @property
+    def address(self) -> int:
+        """Address of the compiled code."""
+        return self._address
+
+    def __call__(self, *args: Any) -> Any:
+        """Pack the arguments and run. Raises as :meth:`PackedFunction.__call__`."""
+        return self.bind(*args)()
+
+    def bind(self, *args: Any) -> NativeCall:
+        """Pack the arguments once; the returned call runs without packing.
+
+        Set its ``threads`` to limit parallel launches (0: all this process may use).
+        """
+        for arg in args:
+            if type(arg) not in _PLAIN:
+                args = self._accept(args)
+                break
+        call = NativeCall(self._address, args, f"function '{self.name}'", self._alignment)
+        call.owner = self
+        return call
+
+    def _make_handle(self) -> int:
+        return adopt_handle(native_handle(self._address), self)
+
+
+_PLAIN: set[type] = {
+    *(type(None), bool, int, float, str, bytes, np.ndarray),
+    *(Handle, DLDevice, PackedFunction, NativeFunction),
+}
+"""Types that need no look: tensor and module add theirs with :func:`add_value_type`."""
+
+
+def add_value_type(kind: type) -> None:
+    """Let objects of this type pass as packed values."""
+    _PLAIN.add(kind)
+
+
+def _packed(value: Any, function: PackedFunction, what: str) -> Any:
+    """The packed value an unusual object stands for."""
+    if type(value) in _PLAIN or isinstance(value, (*_PLAIN, np.dtype)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if hasattr(value, "dlpack_device"):
+        return value
+    if isinstance(value, type) and issubclass(value, np.generic):
+        return np.dtype(value)
+    if callable(value):
+        return convert(value)
+    hint = "wrap it with packhorse.tensor" if isinstance(value, list | tuple) else "pass a value"
+    raise ArgumentTypeError(
+        f"{what} of function '{function.name}' is of type {type(value).__name__}; {hint} of type "
+        "None, bool, int, float, str, bytes, dtype, Device, Tensor, Module or PackedFunction"
+    )
+
+
+def convert(value: Callable[..., Any]) -> PackedFunction:
+    """The packed function of a callable; a packed function is returned as it is.
+
+    Raises
+    ------
+    ArgumentTypeError
+        ``value`` cannot be called.
+    """
+    if isinstance(value, PackedFunction):
+        return value
+    if not callable(value):
+        raise ArgumentTypeError(
+            f"{type(value).__name__} cannot be called; pass a function or another callable"
+        )
+    return PackedFunction(value)
+
+
+_registry: dict[str, PackedFunction] = {}
+_registry_lock = threading.Lock()
+
+
+@overload
+def register_func(name_or_fn: F) -> F: ...
+@overload
+def register_func(name_or_fn: str, fn: F, *, override: bool = False) -> F: ...
+@overload
+def register_func(
+    name_or_fn: str | None = None, fn: None = None, *, override: bool = False
+) -> Callable[[F], F]: ...
+def register_func(name_or_fn: Any = None, fn: Any = None, *, override: bool = False) -> Any:
+    """Register a global packed function: called directly or as a decorator, with or without name.
+
+    >>> @register_func("demo.add_one")
+    ... def add_one(x):
+    ...     return x + 1
+    >>> get_global_func("demo.add_one")(41)
+    42
+    >>> remove_global_func("demo.add_one")
+
+    Parameters
+    ----------
+    name_or_fn : str or callable
+        The name; without one the function's ``__name__`` is used.
+    fn : callable, optional
+        The function; without it a decorator is returned.
+    override : bool
+        Replace a function of that name.
+
+    Returns
+    -------
+    The function itself, unchanged, or a decorator.
+
+    Raises
+    ------
+    FunctionExists
+        The name is taken and ``override`` was not given.
+    ArgumentTypeError
+        Not a callable.
+    """
+    if fn is None and not callable(name_or_fn):
+        return lambda found: register_func(name_or_fn or found.__name__, found, override=override)
+    if callable(name_or_fn):
+        name_or_fn, fn = getattr(name_or_fn, "__name__", type(name_or_fn).__name__), name_or_fn
+    if not isinstance(name_or_fn, str):
+        raise ArgumentTypeError(f"a function's name must be a str, not {type(name_or_fn).__name__}")
+    packed = convert(fn)
+    if packed is not fn:
+        packed.name = name_or_fn
+    with _registry_lock:
+        if name_or_fn in _registry and not override:
+            raise FunctionExists(
+                f"a global function '{name_or_fn}' is registered already; pass override=True to "
+                "replace it, or register yours under another name"
+            )
+        _registry[name_or_fn] = packed
+    return fn
+
+
+@overload
+def get_global_func(name: str) -> PackedFunction: ...
+@overload
+def get_global_func(name: str, allow_missing: bool) -> PackedFunction | None: ...
+def get_global_func(name: str, allow_missing: bool = False) -> PackedFunction | None:
+    """The global function of that name.
+
+    Raises
+    ------
+    FunctionNotFound
+        There is none, and ``allow_missing`` is False (else None is returned).
+    """
+    found = _registry.get(name)
+    if found is None and not allow_missing:
+        raise FunctionNotFound(_missing(name))
+    return found
+
+
+def list_global_func_names() -> list[str]:
+    """Names of all global functions, sorted."""
+    with _registry_lock:
+        return sorted(_registry)
+
+
+def remove_global_func(name: str) -> None:
+    """Remove a global function; compiled code that looked it up before keeps it.
+
+    Raises
+    ------
+    FunctionNotFound
+        There is none of that name.
+    """
+    with _registry_lock:
+        if _registry.pop(name, None) is None:
+            raise FunctionNotFound(_missing(name))
+
+
+def _missing(name: str) -> str:
+    return (
+        f"there is no global function '{name}'{did_you_mean(name, tuple(_registry))}; "
+        f"{len(_registry)} are registered, packhorse.list_global_func_names() lists them"
+    )
