@@ -38,3 +38,14 @@ def _packhorse_environment(tmp_path_factory: pytest.TempPathFactory):
             _write_entry_points(folder)
             patch.setattr(sys, "path", [*sys.path, str(folder)])
         yield
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder on sys.path for distributions; modules imported from it are forgotten."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("ph_"):
+            del sys.modules[name]

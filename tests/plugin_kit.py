@@ -3,6 +3,8 @@
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
 GOOD = """
     from packhorse.cpu import HostDevice
     from packhorse.device import BackendInfo, DeviceInfo, OptionSpec
@@ -55,3 +57,37 @@ def write_dist(
 def good(name: str) -> str:
     """Source of a sound backend plugin."""
     return dedent(GOOD.format(name=name))
+
+
+INFO_ONLY = """
+    from packhorse.plugin import BackendInfo, hookimpl
+    INFO = BackendInfo("{name}", "x", dlpack_type=12{extra})
+
+    @hookimpl
+    def packhorse_backend_info():
+        return INFO
+
+    @hookimpl
+    def packhorse_open_backend(name):
+        {open}
+"""
+
+
+def info_only(name, extra="", open="return None"):
+    """Source of a plugin with both hooks; ``open`` is the body of the second."""
+    return INFO_ONLY.format(name=name, extra=extra, open=open)
+
+
+def crashing():
+    """Source of a backend of highest priority whose probe aborts the process."""
+    source = good("crash").replace('print("a driver that prints")', "import os; os.abort()")
+    return source.replace("priority=150", "priority=200").replace(
+        "dlpack_type=1,", "dlpack_type=2,"
+    )
+
+
+def raised(kind, function, *arguments):
+    """The message of the error that the call must raise."""
+    with pytest.raises(kind) as caught:
+        function(*arguments)
+    return str(caught.value)
