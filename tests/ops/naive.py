@@ -20,7 +20,6 @@ from packhorse.kernel.lowering import (
     Lowered,
     Lowering,
     Operand,
-    Pieces,
     axes_of,
     compute_dtype,
 )
@@ -135,14 +134,13 @@ class NaiveLowering(Lowering):
             assert isinstance(value, NaiveOperand)
             return self.read(value)
         target = self.buffer(value.shape, value.dtype)
-        parts = value.pieces if isinstance(value, Pieces) else None
-        if parts is None:
+        if isinstance(value, Lazy):
             self.write(target, value, axes_of(len(value.shape)))
-        else:
-            written = sum(math.prod(p.value.shape) for p in parts)
-            assert written == math.prod(value.shape), "pieces must cover the output once"
-            for part in parts:
-                self.write(target, part.value, part.index)
+            return self.read(target)
+        written = sum(math.prod(p.value.shape) for p in value.pieces)
+        assert written == math.prod(value.shape), "pieces must cover the output once"
+        for part in value.pieces:
+            self.write(target, part.value, part.index)
         return self.read(target)
 
     def write(self, target: NaiveOperand, value: Lazy, index: Sequence[Affine]) -> None:

@@ -124,7 +124,7 @@ def close(found: Array, wanted: Array, rtol: float, atol: float, what: str) -> N
     """Equal shape and dtype; floats within tolerance, everything else exactly."""
     assert found.shape == wanted.shape, f"{what}: shape {found.shape}, wanted {wanted.shape}"
     assert found.dtype == wanted.dtype, f"{what}: dtype {found.dtype}, wanted {wanted.dtype}"
-    if wanted.dtype.kind == "f" or wanted.dtype.name == "bfloat16":
+    if wanted.dtype.name.startswith(("float", "bfloat")):
         if wanted.dtype.name in ("float16", "bfloat16"):
             rtol, atol = max(rtol, 2**-7 if wanted.dtype.name == "bfloat16" else 2e-3), 1e-3
         np.testing.assert_allclose(
@@ -153,26 +153,26 @@ def check(
     ``constant``: inputs known when lowering; default: integer and bool inputs of at most 16
     elements other than the first. The lowering is also run with *every* input known.
     """
-    inputs = [None if x is None else np.asarray(x) for x in inputs]
-    node = node_of(op, inputs, attrs, outputs)
+    arrays = [None if x is None else np.asarray(x) for x in inputs]
+    node = node_of(op, arrays, attrs, outputs)
     node.domain = domain
-    wanted = list(oracle(node, inputs) if want is None else want)
-    for i, (kind, y) in enumerate(zip(infer(node, inputs), wanted, strict=True)):
+    wanted = list(oracle(node, arrays) if want is None else want)
+    for i, (kind, y) in enumerate(zip(infer(node, arrays), wanted, strict=True)):
         assert kind.shape == y.shape, f"{op} output {i}: inferred {kind}, wanted {y.shape}"
         assert kind.dtype == y.dtype, f"{op} output {i}: inferred {kind}, wanted {y.dtype}"
-    for i, (found, y) in enumerate(zip(reference(node, inputs), wanted, strict=False)):
+    for i, (found, y) in enumerate(zip(reference(node, arrays), wanted, strict=False)):
         close(found, y, rtol, atol, f"{op} reference, output {i}")
     if not lower:
         return
     some = [
-        i for i, x in enumerate(inputs)
+        i for i, x in enumerate(arrays)
         if i and x is not None and x.dtype.kind in "iub" and x.size <= 16
     ] if constant is None else constant  # fmt: skip
-    for choice in (some, range(len(inputs))):
-        made = lowered(node, inputs, choice)
-        for i, (found, y) in enumerate(zip(made, wanted, strict=True)):
-            if found is not None:
-                close(found, y, rtol, atol, f"{op} lowered, known {list(choice)}, output {i}")
+    for choice in (some, range(len(arrays))):
+        made = lowered(node, arrays, choice)
+        for i, (got, y) in enumerate(zip(made, wanted, strict=True)):
+            if got is not None:
+                close(got, y, rtol, atol, f"{op} lowered, known {list(choice)}, output {i}")
 
 
 __all__ = ["check", "infer", "lowered", "node_of", "numpy_dtype", "reference"]
