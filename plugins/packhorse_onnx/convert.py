@@ -67,6 +67,13 @@ def to_opset(model: ModelProto) -> ModelProto:
     model.ir_version = max(model.ir_version, IR_VERSION)
     try:
         return version_converter.convert_version(model, OPSET)
+    except Exception:
+        # The converter cannot replace a value that a body reads from outside.
+        isolated = ModelProto()
+        isolated.CopyFrom(model)
+        _isolate_captures(isolated.graph, set())
+    try:
+        return version_converter.convert_version(isolated, OPSET)
     except Exception as error:
         culprits = _culprits(model, changed, version)
         raise UnsupportedOperator(
@@ -74,6 +81,47 @@ def to_opset(model: ModelProto) -> ModelProto:
             + (f": no rule for {', '.join(culprits)}" if culprits else "")
             + f" ({_first_line(error)}). Export it again at opset {OPSET}"
         ) from None
+
+
+def _isolate_captures(graph: GraphProto, taken: set[str]) -> None:
+    """Let bodies read what outer nodes make through an Identity, which is never replaced."""
+    made = {name for node in graph.node for name in node.output if name}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        for body in proto_bodies(node):
+            names = {}
+            for name in sorted(_captures(body) & made):
+                names[name] = f"{name}~{len(taken)}"
+                taken.add(names[name])
+                nodes.append(onnx.helper.make_node("Identity", [name], [names[name]]))
+            _rename_captures(body, names)
+            _isolate_captures(body, taken)
+        nodes.append(node)
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _captures(body: GraphProto) -> set[str]:
+    local = {v.name for v in [*body.input, *body.initializer]}
+    local |= {name for node in body.node for name in node.output}
+    read = {name for node in body.node for name in node.input} | {v.name for v in body.output}
+    for node in body.node:
+        for inner in proto_bodies(node):
+            read |= _captures(inner)
+    return read - local
+
+
+def _rename_captures(body: GraphProto, names: dict[str, str]) -> None:
+    local = {v.name for v in [*body.input, *body.initializer]}
+    local |= {name for node in body.node for name in node.output}
+    outside = {old: new for old, new in names.items() if old not in local}
+    for node in body.node:
+        node.input[:] = [outside.get(name, name) for name in node.input]
+        for inner in proto_bodies(node):
+            _rename_captures(inner, outside)
+    for value in body.output:
+        value.name = outside.get(value.name, value.name)
 
 
 def _changed(node: NodeProto, version: int) -> bool:
