@@ -66,6 +66,10 @@ class Accumulate:
             self._inner()
             return
         (name, extent), rest = loops[0], loops[1:]
+        if extent == 1:
+            bound = self.low.bound_at(self.b.int(0), 0, 0)
+            self.low._bind(name, bound, lambda: self._outer(rest))
+            return
         with self.b.loop(self.b.int(0), self.b.int(extent)) as index:
             self.low._bind(name, self.low.bound_at(index, 1, 0), lambda: self._outer(rest))
 

@@ -23,11 +23,10 @@ from packhorse.compiler.llvm_ops import (
     neutral,
     operation,
     register,
-    size_of,
     to_memory,
 )
 from packhorse.compiler.memory import Address, Memory
-from packhorse.compiler.schedule import Schedule
+from packhorse.compiler.schedule import Schedule, lane_width
 from packhorse.compiler.target import Target
 from packhorse.errors import CompileError
 from packhorse.kernel.expr import (
@@ -45,7 +44,7 @@ from packhorse.kernel.expr import (
 )
 from packhorse.kernel.kernel import Kernel, Store
 
-__all__ = ["CpuLowering", "lane_width"]
+__all__ = ["CpuLowering"]
 
 Point = Mapping[str, int]
 """Offsets within the register block, per tiled axis."""
@@ -70,11 +69,6 @@ class Lanes:
     mask: Val | None = None
 
 
-def lane_width(dtypes: set[str], target: Target) -> int:
-    """Lanes of a vector of the widest of these dtypes."""
-    return max(1, target.vector_bytes // max((size_of(d) for d in dtypes), default=4))
-
-
 class CpuLowering:
     """Emits the loops of one kernel into a :class:`Builder`.
 
@@ -83,16 +77,16 @@ class CpuLowering:
 
     def __init__(self, kernel: Kernel, schedule: Schedule, target: Target) -> None:
         self.kernel, self.schedule, self.target = kernel, schedule, target
-        self.view = View(kernel, schedule.fuse)
+        self.view = View(kernel)
         self.b = Builder(target)
         self.memory = Memory(self.b, kernel)
         self.extents = self.view.extents
-        self.order = [n for n in schedule.order if n in self.extents]
-        missing = {n for n, _ in self.view.axes} ^ set(self.order)
+        self.order = list(schedule.order)
+        missing = {n for n, _ in kernel.axes} ^ set(schedule.order)
         if missing:
             raise CompileError(
                 f"the schedule of kernel '{kernel.name}' orders the loops {self.order}, "
-                f"the kernel has {[n for n, _ in self.view.axes]}. Name each exactly once"
+                f"the kernel has {[n for n, _ in kernel.axes]}. Name each exactly once"
             )
         self.bound: dict[str, Bound] = {}
         self.lanes = Lanes()
@@ -157,9 +151,7 @@ class CpuLowering:
             (axis, extent) = node.axes[0]
             if extent != self.extents[vector] or node.body.dtype != buffer.dtype:
                 continue
-            if self._depth(self.view.free(node)) != len(self.order) - 1 or len(
-                [a for g in self.schedule.fuse for a in g if a in (axis, vector)]
-            ):
+            if self._depth(self.view.free(node)) != len(self.order) - 1:
                 continue
             moved = substitute(node.body, {axis: Affine(((vector, 1),))})
             if moved in inside and not isinstance(moved, Reduce):
@@ -175,8 +167,8 @@ class CpuLowering:
 
     def emit(self) -> str:
         """The whole body, as ``void (i64 lo, i64 hi, ptr buffers...)`` wants it."""
-        if all(e > 0 for _, e in self.view.axes):
-            names = [n for n in self.schedule.parallel if n in self.extents]
+        if all(e > 0 for _, e in self.kernel.axes):
+            names = list(self.schedule.parallel)
             if names != self.order[: len(names)]:
                 raise CompileError(
                     f"kernel '{self.kernel.name}': parallel loops {names} must be the first "
@@ -260,11 +252,11 @@ class CpuLowering:
     # -- points of a block --------------------------------------------------------------------------
 
     def _points(self, axes: frozenset[str]) -> Iterator[Point]:
-        """Offsets of the block along these axes; the lane axis goes by whole vectors and sets
-        the mask of the last one."""
-        names = [n for n in self.order if n in axes and n in self.bound and self.bound[n].tile > 1]
+        """Offsets of the block along these axes; the lane axis goes by whole vectors."""
         lane = self.lanes.axis
-        if lane is not None and lane in axes and lane in self.bound and lane not in names:
+        names = [n for n in self.order if n in axes and n in self.bound]
+        names = [n for n in names if self.bound[n].tile > 1 and n != lane]
+        if lane in axes and lane in self.bound:  # innermost: a broadcast is used up at once
             names.append(lane)
         ranges = [
             range(0, self.bound[n].tile, self.lanes.width if n == lane else 1) for n in names
@@ -311,14 +303,12 @@ class CpuLowering:
     # -- reductions ---------------------------------------------------------------------------------
 
     def _reduce(self, group: list[Reduce]) -> None:
-        if any(e == 0 for _, e in self.view.loops(group[0].axes)) or 0 in [
-            e for _, e in group[0].axes
-        ]:
+        if any(extent == 0 for _, extent in group[0].axes):
             for node in group:
                 for point in self._points(self.view.free(node)):
                     self._keep(node, point, neutral(self.b, node.combine, node.dtype, 0))
             return
-        loops = list(self.view.loops(group[0].axes))
+        loops = list(group[0].axes)
         if self._along_output(group[0]):
             lanes = Lanes(self.schedule.vector, self.schedule.lanes)
         else:
@@ -344,9 +334,7 @@ class CpuLowering:
                 best, score = name, good
         if best is None:
             return Lanes(), loops
-        dtypes = {n.dtype for r in group for n in walk(r.body) if not isinstance(n, Index)}
-        dtypes |= {r.dtype for r in group}
-        width = lane_width(dtypes, self.target)
+        width = lane_width(list(group), self.target)
         rest = [x for x in loops if x[0] != best]
         return Lanes(best, width), [*rest, (best, self.extents[best])]
 
@@ -383,7 +371,7 @@ class CpuLowering:
                 dtype = self.kernel.buffers[store.buffer].dtype
                 return self.memory.read(address, dtype, self.lanes.mask, None, written=True)
         if isinstance(expr, Index):
-            return self._index(self.view.affine(expr.affine), point)
+            return self._index(expr.affine, point)
         if isinstance(expr, Load):
             return self._load(expr, point, memo)
         if isinstance(expr, Reduce):

@@ -1,13 +1,22 @@
-"""In which order, with which tiles, vectors and threads a kernel's loops run."""
+"""In which order, with which tiles, vectors and threads a kernel's loops run.
+
+:func:`schedule` is a heuristic: it picks the vector axis by what loads and stores would cost,
+the register tile by counting loads and multiply-adds, and the loop order so that what is reused
+most stays nearest. Everything it decides is a field of :class:`Schedule` and can be overridden.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from packhorse.compiler.access import Fusion
+from packhorse.compiler.access import View
+from packhorse.compiler.llvm_ops import size_of
+from packhorse.compiler.target import Target
+from packhorse.kernel.expr import Call, Const, Expr, Index, Load, Reduce, reduces, walk
+from packhorse.kernel.kernel import Buffer, Kernel
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "lane_width", "pack_constants", "schedule"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,6 @@ class Schedule:
     accumulators : int
         Independent partial results of a reduction (hides the latency of the adder where the
         register block alone is too small to).
-    fuse : tuple of tuples of str
-        Axes run as one loop; the loop has the name of the last.
     """
 
     order: tuple[str, ...]
@@ -42,7 +49,6 @@ class Schedule:
     parallel: tuple[str, ...] = ()
     unroll: tuple[tuple[str, int], ...] = ()
     accumulators: int = 1
-    fuse: Fusion = ()
 
     @property
     def tiles(self) -> Mapping[str, int]:
@@ -53,3 +59,197 @@ class Schedule:
     def unrolls(self) -> Mapping[str, int]:
         """Unroll factor of each reduce loop that has one."""
         return dict(self.unroll)
+
+
+def pack_constants(kernel: Kernel, plan: Schedule) -> dict[str, Buffer]:
+    """The layout each constant buffer of a kernel should have under a schedule."""
+    from packhorse.compiler.packing import pack
+
+    return pack(kernel, plan)
+
+
+def lane_width(exprs: list[Expr], target: Target) -> int:
+    """Lanes of a vector of the widest dtype computed with; indices do not count."""
+    widest = 0
+    for expr in exprs:
+        for node in walk(expr):
+            if isinstance(node, (Index, Const)) or node.dtype in ("bool", "int64"):
+                continue
+            widest = max(widest, size_of(node.dtype))
+            if isinstance(node, Call) and node.op == "cast":
+                widest = max(widest, size_of(node.args[0].dtype))
+    if not widest:  # only bools and int64: by what is there
+        sizes = [size_of(n.dtype) for e in exprs for n in walk(e)]
+        widest = max(sizes, default=8)
+    return max(1, target.vector_bytes // max(widest, 1))
+
+
+def schedule(kernel: Kernel, target: Target) -> Schedule:
+    """Choose a schedule.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        With the layouts its buffers will have; constants may still be unpacked.
+    target : Target
+        Vector width, registers, caches and threads are read from it.
+    """
+    return _Chooser(kernel, target).choose()
+
+
+class _Chooser:
+    def __init__(self, kernel: Kernel, target: Target) -> None:
+        self.kernel, self.target = kernel, target
+        self.view = View(kernel)
+        self.extents = kernel.extents
+        self.stores = [self.view.store(s) for s in kernel.stores]
+        self.reduces = list(dict.fromkeys(r for s in kernel.stores for r in reduces(s.value)))
+        self.lanes = lane_width([s.value for s in kernel.stores], target)
+        self.constants = {n for n, b in kernel.buffers.items() if b.constant}
+        loose = [n for n, _ in kernel.axes if n not in kernel.sequential]
+        # outermost first: by the distance between neighbours in the output
+        self.axes = sorted(loose, key=lambda n: -abs(self.stores[0].stride(n) or 0))
+
+    def choose(self) -> Schedule:
+        vector = self._vector()
+        inside = [r for r in self.reduces if vector in self.view.free(r)]
+        if vector is not None and inside:
+            from packhorse.compiler.tiling import tile_block
+
+            plan = tile_block(self.view, self.target, self.axes, vector, self.lanes, inside)
+        elif vector is None:
+            plan = self._scalar_outputs()
+        else:
+            plan = self._rows(vector)
+        order = self.kernel.sequential + plan.order
+        parallel = () if self.kernel.sequential else self._parallel(plan)
+        return Schedule(order, plan.tile, plan.vector, plan.lanes, parallel, plan.unroll,
+                        plan.accumulators)  # fmt: skip
+
+    # -- vector axis --------------------------------------------------------------------------------
+
+    def _vector(self) -> str | None:
+        names = [n for n in self.axes if self.extents[n] > 1]
+        costs = {n: self._cost(n) for n in names}
+        costs[None] = self._cost(None)
+        return min(costs, key=lambda n: costs[n])
+
+    def _cost(self, vector: str | None) -> float:
+        """Memory operations per output element, very roughly, with this vector axis."""
+        total = 0.0
+        for store, where in zip(self.kernel.stores, self.stores, strict=True):
+            total += self._step(where.stride(vector) if vector else None)
+            total += sum(
+                self._load_cost(n, vector)
+                for n in walk(store.value) if isinstance(n, Load) and not self._reduced(n)
+            )  # fmt: skip
+        for node in self.reduces:
+            total += self._reduce_cost(node, vector)
+        if vector is None:
+            return total
+        extent = self.extents[vector]
+        return total * (-(-extent // self.lanes) * self.lanes) / extent
+
+    def _reduced(self, node: Load) -> bool:
+        return any(n not in dict(self.kernel.axes) for n in self.view.free(node))
+
+    def _step(self, stride: int | None) -> float:
+        if stride in (0, 1):
+            return 1.0 if stride else 0.3
+        return float(self.lanes)
+
+    def _load_cost(self, node: Load, axis: str | None) -> float:
+        if axis is None:
+            return float(self.lanes)
+        where = self.view.load(node)
+        if any(axis in self.view.free(e) for e, _ in where.indirect):
+            return 2.0 * self.lanes
+        stride = where.stride(axis)
+        if stride and node.buffer in self.constants and not where.indirect:
+            return 1.0
+        return self._step(stride)
+
+    def _reduce_cost(self, node: Reduce, vector: str | None) -> float:
+        turns = 1
+        for _, extent in node.axes:
+            turns *= extent
+        loads = [n for n in walk(node.body) if isinstance(n, Load)]
+        if vector is not None and vector in self.view.free(node):
+            return turns * sum(self._load_cost(n, vector) for n in loads)
+        # lanes along a reduced axis, and one horizontal sum
+        best = min(
+            (sum(self._step(self.view.load(n).stride(a)) for n in loads) for a, _ in node.axes),
+            default=float(self.lanes),
+        )
+        cost = turns * best + 4.0 * self.lanes
+        return cost if vector is None else cost / self.extents[vector]
+
+    # -- maps, rows, scalar outputs -------------------------------------------------------------------
+
+    def _rows(self, vector: str) -> Schedule:
+        """Maps, and kernels whose reductions are per row: the vector axis innermost."""
+        others = [n for n in self.axes if n != vector]
+        extent, lanes = self.extents[vector], self.lanes
+        count = min(4, -(-extent // lanes))
+        tile = [(vector, min(extent, count * lanes))]
+        if not self.reduces and others and count < 4 and self.extents[others[-1]] > 1:
+            tile.append((others[-1], min(self.extents[others[-1]], 4 // count)))
+        return Schedule((*others, vector), tuple(tile), vector, lanes)
+
+    def _scalar_outputs(self) -> Schedule:
+        """Outputs one by one: lanes, if any, lie along the reduced axes. A small block lets
+        products of two operands share their loads."""
+        tile = []
+        for name in self.axes[-2:]:
+            shared = any(
+                name in self.view.free(r) and not all(
+                    name in self.view.free(n) for n in walk(r.body) if isinstance(n, Load)
+                )
+                for r in self.reduces
+            )  # fmt: skip
+            if shared and self.extents[name] > 1:
+                tile.append((name, min(4, self.extents[name])))
+        return Schedule(tuple(self.axes), tuple(tile))
+
+    # -- threads --------------------------------------------------------------------------------------
+
+    def _parallel(self, plan: Schedule) -> tuple[str, ...]:
+        """Leading loops to split, if there is enough work and no reduction would be repeated."""
+        threads = self.target.threads
+        work = self._work()
+        if threads < 2 or work < 40_000:
+            return ()
+        tiles = plan.tiles
+        need = [self.view.free(r) for r in self.reduces]
+        chosen: list[str] = []
+        turns = 1
+        for i, name in enumerate(plan.order):
+            rest = plan.order[i:]
+            # a reduction that needs no loop from here on would be redone by every turn
+            if any(free and not free.intersection(rest) for free in need) or (
+                need and not any(n in free for free in need for n in (name,))
+            ):
+                break
+            count = -(-self.extents[name] // max(1, tiles.get(name, 1)))
+            chosen.append(name)
+            turns *= count
+            if turns >= 16 * threads or (turns >= 4 * threads and turns % threads == 0):
+                break
+        return tuple(chosen) if turns > 1 else ()
+
+    def _work(self) -> float:
+        """Estimated vector operations of the whole kernel, in units of about a cycle."""
+        points = 1.0
+        for _, extent in self.kernel.axes:
+            points *= extent
+        total = 0.0
+        for store in self.kernel.stores:
+            total += points * sum(1 for n in walk(store.value) if isinstance(n, (Call, Load)))
+        for node in self.reduces:
+            turns = 1.0
+            for name in self.view.free(node):
+                turns *= self.extents.get(name, 1)
+            for _, extent in node.axes:
+                turns *= extent
+            total += turns * sum(1 for n in walk(node.body) if isinstance(n, (Call, Load)))
+        return total / self.lanes
