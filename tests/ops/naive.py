@@ -81,7 +81,10 @@ class NaiveLowering(Lowering):
     ) -> NaiveOperand:
         name = f"v{next(self.count)}"
         self.buffers[name] = buffer or contiguous(array.shape, array.dtype.name)
-        self.storages[name] = to_storage(np.asarray(array), self.buffers[name])
+        # dense ones are copied plainly: strided views of some small floats do not exist in NumPy
+        dense = buffer is None
+        flat = array.reshape(-1).copy() if dense else to_storage(array, self.buffers[name])
+        self.storages[name] = flat
         return NaiveOperand(self, name, known)
 
     def alias(self, operand: NaiveOperand, shape: tuple[int, ...]) -> NaiveOperand:
@@ -92,7 +95,9 @@ class NaiveLowering(Lowering):
         return NaiveOperand(self, name)
 
     def read(self, operand: NaiveOperand) -> Array:
-        return from_storage(self.storages[operand.name], self.buffers[operand.name])
+        buffer, flat = self.buffers[operand.name], self.storages[operand.name]
+        dense = buffer.size == math.prod(buffer.shape)
+        return flat.reshape(buffer.shape).copy() if dense else from_storage(flat, buffer)
 
     def attr(self, name: str) -> Any:
         return get(self.node).attr(self.node, name)
