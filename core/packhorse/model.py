@@ -10,30 +10,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from packhorse.device import Device, device
-from packhorse.errors import (
-    ArgumentTypeError,
-    ArgumentValueError,
-    ArtifactError,
-    DeviceClosed,
-    ModelFormatError,
-    did_you_mean,
-)
+from packhorse.errors import ArgumentTypeError, ArgumentValueError, ModelFormatError
+from packhorse.executable import DeviceLike, Executable, Outputs, bind, no_such_input
 from packhorse.graph.ir import Graph, TensorType, Value
-
-if TYPE_CHECKING:
-    from packhorse.artifact import Artifact
-    from packhorse.compiler.compile import Compiled, NodeReport
 
 __all__ = ["Executable", "Model", "load"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Outputs: TypeAlias = Array | tuple[Array, ...]
-DeviceLike: TypeAlias = "str | Device | None"
 
 _CACHED_SIGNATURES = 64
 
@@ -78,7 +66,7 @@ def load(path: str | Path, *, format: str | None = None) -> Model | Executable:
 
     manager = default_manager()
     frontend = manager.frontend(format) if format else manager.frontend_for(where)
-    return Model(frontend.import_model(where, {}))
+    return Model(frontend.import_model(where, format))
 
 
 class Model:
@@ -127,7 +115,7 @@ class Model:
         DeviceError
             The device does not exist or cannot be used here.
         """
-        feeds = _bind(self._names, args, inputs)
+        feeds = bind(self._names, args, inputs)
         outputs = self._executable(feeds, device)._run(feeds)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -158,21 +146,20 @@ class Model:
         given = dict(shapes or {})
         fixed = {name: np.asarray(value) for name, value in (values or {}).items()}
         for unknown in (given.keys() | fixed.keys()) - set(self._names):
-            raise ArgumentValueError(_no_such_input(unknown, self._names))
+            raise ArgumentValueError(no_such_input(unknown, self._names))
         for value in self.graph.inputs:
             if value.name in fixed:
                 feeds[value.name] = np.asarray(fixed[value.name], value.type.dtype)
                 continue
-            shape = tuple(given.get(value.name, value.type.shape or ()))
-            if any(not isinstance(d, (int, np.integer)) for d in shape) or (
-                value.type.shape is None and value.name not in given
-            ):
+            shape = tuple(given.get(value.name, value.type.shape or ("?",)))
+            sizes = [int(d) for d in shape if isinstance(d, (int, np.integer))]
+            if len(sizes) != len(shape):
                 raise ArgumentValueError(
                     f"input '{value.name}' has shape {_text(value.type)}; say which sizes to "
                     f"compile for: compile(..., shapes={{'{value.name}': (...)}})"
                 )
             # a broadcast zero stands for the data: only its shape and dtype are looked at
-            feeds[value.name] = np.broadcast_to(np.zeros((), value.type.dtype), shape)
+            feeds[value.name] = np.broadcast_to(np.zeros((), value.type.dtype), sizes)
         needed = [n for n in self._value_operands() if n not in fixed]
         if needed and "compile" in self._device(device).capabilities:
             raise ArgumentValueError(
@@ -249,115 +236,6 @@ class Model:
             return executable
 
 
-class Executable:
-    """A model compiled for a device and fixed input shapes, or an artifact read from disk.
-
-    Call it like a :class:`Model`. Runs of one executable are serialised; different ones run in
-    parallel.
-    """
-
-    def __init__(
-        self,
-        device: Device,
-        inputs: Mapping[str, TensorType],
-        outputs: Sequence[str],
-        compiled: Compiled,
-        artifact: Artifact | None = None,
-    ) -> None:
-        self.device, self.inputs, self.output_names = device, dict(inputs), tuple(outputs)
-        self._compiled, self._artifact = compiled, artifact
-        self._names = tuple(self.inputs)
-        self._run = compiled.executor.run
-        self._closed = False
-
-    @classmethod
-    def from_artifact(cls, artifact: Artifact, on: DeviceLike = "cpu") -> Executable:
-        """Make an artifact runnable on a host device."""
-        from packhorse.compiler.host import run_step
-        from packhorse.graph.executor import GraphExecutor
-
-        raise NotImplementedError((cls, artifact, on, run_step, GraphExecutor))
-
-    def __call__(self, *args: Any, device: DeviceLike = None, **inputs: Any) -> Outputs:
-        """Run; ``device`` may only name the device it was compiled for."""
-        if device is not None and device != self.device.name:
-            self._require(device)
-        outputs = self._run(_bind(self._names, args, inputs))
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-    @property
-    def closed(self) -> bool:
-        """True after :meth:`close`."""
-        return self._closed
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Seconds spent in each phase of compiling."""
-        return dict(self._compiled.timings)
-
-    def report(self) -> list[NodeReport]:
-        """Where each node of the model runs, and the kernel it was fused into."""
-        return list(self._compiled.report)
-
-    def close(self) -> None:
-        """Free its memory; idempotent."""
-        self._closed = True
-        self._compiled.executor.close()
-
-    def __enter__(self) -> Executable:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _require(self, wanted: str | Device) -> None:
-        found = device(wanted)
-        if found.name != self.device.name:
-            raise ArgumentValueError(
-                f"this executable was compiled for '{self.device.name}', not for "
-                f"'{found.name}'. Load the model and compile it for that device"
-            )
-
-
-def _bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Positional and named inputs as arrays, in the model's order."""
-    if len(args) > len(names):
-        raise ArgumentValueError(
-            f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}"
-        )
-    feeds = {}
-    for name, value in zip(names, args, strict=False):
-        feeds[name] = value if type(value) is np.ndarray else _array(name, value)
-    if not inputs and len(feeds) == len(names):
-        return feeds
-    for name, value in inputs.items():
-        if name not in names:
-            raise ArgumentValueError(_no_such_input(name, names))
-        if name in feeds:
-            raise ArgumentValueError(f"input '{name}' was given twice, by position and by name")
-        feeds[name] = value if type(value) is np.ndarray else _array(name, value)
-    missing = [name for name in names if name not in feeds]
-    if missing:
-        raise ArgumentValueError(
-            f"input '{missing[0]}' is missing; the model takes {', '.join(names)}"
-        )
-    return {name: feeds[name] for name in names}
-
-
-def _array(name: str, value: Any) -> Array:
-    if isinstance(value, np.ndarray):
-        return np.asarray(value)
-    if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
-    found = np.asarray(value)
-    if found.dtype == object:
-        raise ArgumentTypeError(
-            f"input '{name}' is {type(value).__name__}; give a NumPy array, a Tensor or an "
-            "object with __dlpack__"
-        )
-    return found
-
-
 def _check(inputs: Sequence[Value], feeds: Mapping[str, Array]) -> dict[str, TensorType]:
     """Static types of the feeds, after comparing them with what the model declares."""
     sizes: dict[str, tuple[int, str]] = {}
@@ -392,14 +270,9 @@ def _check(inputs: Sequence[Value], feeds: Mapping[str, Array]) -> dict[str, Ten
 def _text(wanted: TensorType) -> str:
     if wanted.shape is None:
         return "any shape"
-    return "(" + ", ".join(str(d) for d in wanted.shape) + ("," if len(wanted.shape) == 1 else "") + ")"
-
-
-def _no_such_input(name: str, names: Sequence[str]) -> str:
     return (
-        f"there is no input '{name}'{did_you_mean(name, names)}; "
-        f"the model takes {', '.join(names) or 'none'}"
+        "("
+        + ", ".join(str(d) for d in wanted.shape)
+        + ("," if len(wanted.shape) == 1 else "")
+        + ")"
     )
-
-
-_ = (ArtifactError, DeviceClosed)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,45 +13,20 @@ from packhorse.compiler.build import Build, Builder, Scheduler
 from packhorse.compiler.host import run_step
 from packhorse.compiler.link import link, pack_params
 from packhorse.compiler.reference import ReferenceExecutable
+from packhorse.compiler.result import Compiled, NodeReport
 from packhorse.compiler.specialize import specialize
 from packhorse.device import Device
-from packhorse.errors import UnsupportedOperator
+from packhorse.errors import CompileError, UnsupportedOperator
 from packhorse.graph.executor import GraphExecutor
 from packhorse.graph.ir import Graph, TensorType
-from packhorse.graph.program import Program
 from packhorse.kernel.kernel import Buffer, Kernel
 from packhorse.ops.registry import NotStatic
 
-__all__ = ["Compiled", "NodeReport", "compile_graph"]
+__all__ = ["HOST", "compile_graph"]
 
 _log = logging.getLogger("packhorse.compiler")
+Array: TypeAlias = np.ndarray[Any, Any]
 HOST = "host (NumPy reference)"
-
-
-@dataclass(frozen=True)
-class NodeReport:
-    """Where one node of the model runs. ``step`` names the kernel it was fused into."""
-
-    node: str
-    device: str
-    step: str
-
-
-@dataclass
-class Compiled:
-    """A graph ready to run on a device.
-
-    ``program``, ``module`` and ``params`` are None for graphs that run by the references.
-    ``timings`` holds seconds per phase; ``note`` says why a graph was not compiled.
-    """
-
-    executor: GraphExecutor | ReferenceExecutable
-    report: list[NodeReport]
-    program: Program | None = None
-    module: Any = None
-    params: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-    timings: dict[str, float] = field(default_factory=dict)
-    note: str = ""
 
 
 def compile_graph(
@@ -103,9 +77,7 @@ def compile_graph(
     )
     clock.lap("link")
     _log.info("compiled '%s' for %s in %.2f s", graph.name, device.name, clock.total)
-    return Compiled(
-        executor, _report(build, device), program, module, params, clock.laps
-    )
+    return Compiled(executor, _report(build, device), program, module, params, clock.laps)
 
 
 def _scheduler(device: Device) -> Scheduler:
@@ -124,7 +96,23 @@ def _scheduler(device: Device) -> Scheduler:
 def _by_reference(graph: Graph, device: Device, note: str) -> Compiled:
     where = HOST if note else device.name
     report = [NodeReport(node.label, where, node.name) for node in graph.nodes]
-    return Compiled(ReferenceExecutable(graph), report, note=note)
+    return Compiled(_References(graph), report, note=note)
+
+
+class _References:
+    """The reference executor behind the interface of compiled ones."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._inner = ReferenceExecutable(graph)
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        return list(self._inner.run(inputs).values())
+
+    def profile(self, inputs: Any, repeat: int = 10) -> list[tuple[str, str, float]]:
+        raise CompileError("the NumPy references are not profiled step by step")
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _report(build: Build, device: Device) -> list[NodeReport]:

@@ -1,0 +1,286 @@
+"""Executables: a model compiled for a device and fixed input shapes, or read from an artifact."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from packhorse.compiler.result import Compiled, NodeReport
+from packhorse.device import Device, device
+from packhorse.dtype import dtype as as_dtype
+from packhorse.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    CompileError,
+    DeviceClosed,
+    DeviceUnavailable,
+    did_you_mean,
+)
+from packhorse.graph.ir import TensorType
+
+if TYPE_CHECKING:
+    from packhorse.artifact import Artifact
+
+__all__ = ["DeviceLike", "Executable", "Outputs", "as_array", "bind"]
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Outputs: TypeAlias = Array | tuple[Array, ...]
+DeviceLike: TypeAlias = "str | Device | None"
+
+
+class Executable:
+    """Runs on one device with fixed input shapes. Call it like a :class:`~packhorse.Model`.
+
+    Runs of one executable are serialised; different executables run in parallel.
+
+    Attributes
+    ----------
+    device : Device
+        Where it runs.
+    inputs : dict of str to TensorType
+        Name -> dtype and shape.
+    output_names : tuple of str
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        inputs: Mapping[str, TensorType],
+        outputs: Sequence[str],
+        compiled: Compiled,
+        artifact: Artifact | None = None,
+    ) -> None:
+        self.device, self.inputs, self.output_names = device, dict(inputs), tuple(outputs)
+        self._compiled, self._artifact = compiled, artifact
+        self._names = tuple(self.inputs)
+        self._run: Callable[[Any], list[Array]] = compiled.executor.run
+        self._elsewhere: dict[str, Executable] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, on: DeviceLike = "cpu") -> Executable:
+        """Make a loaded artifact runnable on a device of host memory.
+
+        Raises
+        ------
+        DeviceUnavailable
+            The device is not host memory: the artifact holds no code for it.
+        """
+        from packhorse.compiler.host import run_step
+        from packhorse.graph.executor import GraphExecutor
+        from packhorse.module import load_module
+
+        where = device(on)
+        if not where.info.is_host:
+            raise DeviceUnavailable(
+                f"this artifact holds code for {', '.join(artifact.targets)}, none for "
+                f"'{where.name}'. Load the model and compile it for that device"
+            )
+        program, library = artifact.program(), artifact.library_path()
+        module = None if library is None else load_module(library)
+        executor = GraphExecutor(
+            program, module, artifact.params, threads=getattr(where, "threads", 0), host=run_step
+        )
+        entries = [program.entries[i] for i in program.inputs]
+        inputs = {e.name: TensorType(as_dtype(e.dtype), e.shape) for e in entries}
+        steps = [NodeReport(s.name, where.name, s.function) for s in program.steps if not s.once]
+        compiled = Compiled(executor, steps, program, module, artifact.params)
+        return cls(where, inputs, program.output_names, compiled, artifact)
+
+    def __call__(self, *args: Any, device: DeviceLike = None, **inputs: Any) -> Outputs:
+        """Run; inputs and result as for :meth:`packhorse.Model.__call__`.
+
+        ``device`` may name the device it was compiled for or, for artifacts, any device of host
+        memory.
+        """
+        if device is not None and device != self.device.name:
+            return self._on(device)(*args, **inputs)
+        outputs = self._run(bind(self._names, args, inputs))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`."""
+        return self._closed
+
+    @property
+    def outputs(self) -> dict[str, TensorType]:
+        """Name -> dtype and shape of each output; empty shapes are unknown before a run."""
+        program = self._compiled.program
+        if program is None:
+            return {name: TensorType(np.dtype(np.float32), None) for name in self.output_names}
+        entries = [program.entries[i] for i in program.outputs]
+        types = [TensorType(as_dtype(e.dtype), e.shape) for e in entries]
+        return dict(zip(self.output_names, types, strict=True))
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds spent in each phase of compiling; empty for artifacts."""
+        return dict(self._compiled.timings)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of work memory it holds besides the weights."""
+        return int(getattr(self._compiled.executor, "memory_bytes", 0))
+
+    def report(self) -> list[NodeReport]:
+        """Where each node of the model runs, and the kernel it was fused into."""
+        return list(self._compiled.report)
+
+    def profile(self, *args: Any, repeat: int = 10, **inputs: Any) -> list[tuple[str, str, float]]:
+        """Run step by step: (label, function, median microseconds) in execution order.
+
+        Raises
+        ------
+        CompileError
+            The model runs by the NumPy references: there are no compiled steps.
+        """
+        self._require_program("profiled")
+        return self._compiled.executor.profile(bind(self._names, args, inputs), repeat)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the compiled model to disk.
+
+        Parameters
+        ----------
+        path : path-like
+            A folder (``deploy/``: ``deploy.json``, ``deploy.params``, ``deploy.so`` in TVM's
+            formats) or ``name.packhorse`` (one file).
+
+        Returns
+        -------
+        Path
+            What was written. What was there before is replaced whole, or kept whole on failure.
+
+        Raises
+        ------
+        CompileError
+            Nothing was compiled (device ``cpu``), or there is no linker.
+        ArtifactError
+            It cannot be written there.
+        """
+        from packhorse.artifact import Artifact, save_artifact
+
+        if self._artifact is not None:
+            return save_artifact(path, self._artifact)
+        program = self._require_program("saved")
+        backend = self.device.info.name
+        with tempfile.TemporaryDirectory(prefix="packhorse-") as folder:
+            library = Path(folder) / "deploy.so"
+            self._compiled.module.export_library(library)
+            artifact = Artifact(
+                programs={backend: program},
+                params=self._compiled.params,
+                libraries={backend: library.read_bytes()},
+                device=self.device.name,
+            )
+        return save_artifact(path, artifact)
+
+    def close(self) -> None:
+        """Free its memory; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._compiled.executor.close()
+        self._run = self._refuse
+        for other in self._elsewhere.values():
+            other.close()
+
+    def __enter__(self) -> Executable:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
+        return f"<packhorse.Executable on {self.device.name} ({inputs})>"
+
+    def _require_program(self, what: str) -> Any:
+        if self._compiled.program is None:
+            why = f" ({self._compiled.note})" if self._compiled.note else ""
+            raise CompileError(
+                f"this model runs by the NumPy references on '{self.device.name}'{why}; there is "
+                f"nothing compiled to be {what}. Compile it for 'llvm-cpu'"
+            )
+        return self._compiled.program
+
+    def _on(self, wanted: str | Device) -> Executable:
+        found = device(wanted)
+        if found.name == self.device.name:
+            return self
+        if self._artifact is None:
+            raise ArgumentValueError(
+                f"this executable was compiled for '{self.device.name}', not for "
+                f"'{found.name}'. Load the model and compile it for that device"
+            )
+        with self._lock:
+            if found.name not in self._elsewhere:
+                self._elsewhere[found.name] = Executable.from_artifact(self._artifact, found)
+            return self._elsewhere[found.name]
+
+    def _refuse(self, feeds: Any) -> list[Array]:
+        raise DeviceClosed("this executable is closed; compile or load it again")
+
+
+def bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Positional and named inputs as arrays, by name in the model's order.
+
+    Raises
+    ------
+    ArgumentValueError
+        Too many, unknown, repeated or missing inputs.
+    ArgumentTypeError
+        Something that is no array.
+    """
+    if len(args) > len(names):
+        raise ArgumentValueError(
+            f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}"
+        )
+    feeds = {}
+    for name, value in zip(names, args, strict=False):
+        feeds[name] = value if type(value) is np.ndarray else as_array(name, value)
+    if not inputs and len(feeds) == len(names):
+        return feeds
+    for name, value in inputs.items():
+        if name not in names:
+            raise ArgumentValueError(no_such_input(name, names))
+        if name in feeds:
+            raise ArgumentValueError(f"input '{name}' was given twice, by position and by name")
+        feeds[name] = value if type(value) is np.ndarray else as_array(name, value)
+    missing = [name for name in names if name not in feeds]
+    if missing:
+        raise ArgumentValueError(
+            f"input '{missing[0]}' is missing; the model takes {', '.join(names)}"
+        )
+    return {name: feeds[name] for name in names}
+
+
+def as_array(name: str, value: Any) -> Array:
+    """One input as a NumPy array, without a copy where it is host memory already."""
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    found = np.asarray(value)
+    if found.dtype == object:
+        raise ArgumentTypeError(
+            f"input '{name}' is {type(value).__name__}; give a NumPy array, a Tensor or an "
+            "object with __dlpack__"
+        )
+    return found
+
+
+def no_such_input(name: str, names: Sequence[str]) -> str:
+    """What to say about an unknown input name."""
+    return (
+        f"there is no input '{name}'{did_you_mean(name, names)}; "
+        f"the model takes {', '.join(names) or 'none'}"
+    )
