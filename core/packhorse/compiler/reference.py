@@ -74,8 +74,7 @@ class ReferenceExecutable:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        # Views of a file may be unaligned; NumPy would copy those in every matmul.
-        self._constants = {k: np.require(v, requirements="A") for k, v in graph.constants.items()}
+        self._constants: dict[int, dict[str, Array]] = {}
         self._uses: dict[int, Counter[str]] = {}
         for node in graph.nodes:
             if node.op not in _CONTROL or node.domain:
@@ -113,7 +112,7 @@ class ReferenceExecutable:
             raise ArgumentValueError(f"inputs missing: {', '.join(missing)}")
         env: Env = {name: check_input(value, inputs[name]) for name, value in wanted.items()}
         with np.errstate(all="ignore"):  # inf and nan are values here, not accidents
-            results = self._run_graph(self.graph, ChainMap(env, self._constants))
+            results = self._run_graph(self.graph, ChainMap(env, self._frozen(self.graph)))
         names = (value.name for value in self.graph.outputs)
         return {name: _owned(array, inputs) for name, array in zip(names, results, strict=True)}
 
@@ -131,6 +130,19 @@ class ReferenceExecutable:
                     local.pop(name, None)
         return [env[value.name] for value in graph.outputs]
 
+    def _frozen(self, graph: Graph) -> dict[str, Array]:
+        """Constants as aligned read-only views, made once per graph or body.
+
+        Views of a file may be unaligned, and NumPy would copy those in every matmul.
+        """
+        found = self._constants.get(id(graph))
+        if found is None:
+            found = {k: np.require(v, requirements="A").view() for k, v in graph.constants.items()}
+            for array in found.values():
+                array.flags.writeable = False
+            self._constants[id(graph)] = found
+        return found
+
     def _use_counts(self, graph: Graph) -> Counter[str]:
         if id(graph) not in self._uses:
             reads = Counter(name for node in graph.nodes for name in node_reads(node))
@@ -145,20 +157,21 @@ class ReferenceExecutable:
                 run = {"If": self._if, "Loop": self._loop, "Scan": self._scan}[node.op]
                 return run(node, inputs, env)
             return ops.get(node).run(node, inputs)
-        except ModelError:
-            raise
         except Exception as error:
+            if isinstance(error, ModelError) and "node '" in str(error):
+                raise  # from the body of this node
             given = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in inputs)
-            raise ModelError(
-                f"node {node.label} failed on ({given}): {type(error).__name__}: {error}"
-            ) from error
+            known = isinstance(error, ModelError)
+            kind = type(error) if known else ModelError
+            what = "" if known else f"{type(error).__name__}: "
+            raise kind(f"node {node.label} failed on ({given}): {what}{error}") from error
 
     def _body(self, body: Graph, inputs: Sequence[Array], env: ChainMap[str, Array]) -> list[Array]:
         names = [value.name for value in body.inputs]
         if len(names) != len(inputs):
             raise ModelError(f"body '{body.name}' takes {len(names)} values, given {len(inputs)}")
         scope = dict(zip(names, inputs, strict=True))
-        return self._run_graph(body, env.new_child(body.constants).new_child(scope))
+        return self._run_graph(body, env.new_child(self._frozen(body)).new_child(scope))
 
     def _if(
         self, node: Node, inputs: Sequence[Array | None], env: ChainMap[str, Array]

@@ -177,11 +177,12 @@ class _Specializer:
         except NotStatic:
             if not complete:
                 raise
-        except ModelError:
-            raise
         except Exception as error:
+            if isinstance(error, ModelError) and node.label in str(error):
+                raise
             given = ", ".join("-" if k is None else str(k) for k in kinds)
-            raise ModelError(f"node {node.label} does not accept ({given}): {error}") from error
+            kind = type(error) if isinstance(error, ModelError) else ModelError
+            raise kind(f"node {node.label} does not accept ({given}): {error}") from error
         if results is not None and is_noop(node, kinds, values, results):
             self.alias[node.outputs[0]] = node.inputs[0]
             return
