@@ -137,6 +137,17 @@ def test_attention():
     assert len(kernels(build)) <= 9
 
 
+def test_slices_are_read_where_they_lie():
+    graph = graph_of(
+        [node("Split", "qkv", "q k v", axis=1, num_outputs=3),
+         node("Transpose", "k", "kt", perm=[1, 0]), node("MatMul", "q kt", "s"),
+         node("MatMul", "s v", "out")],
+        {"qkv": f32(5, 12)}, ["out"],
+    )  # fmt: skip
+    build, _ = check(graph)
+    assert len(kernels(build)) == 3  # k is copied to have its columns adjacent; scores; result
+
+
 def test_concat_is_written_in_place():
     graph = graph_of(
         [node("Conv", "x w1 -", "a"), node("Relu", "a", "ra"), node("Conv", "x w2 -", "b"),

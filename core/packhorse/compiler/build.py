@@ -294,6 +294,10 @@ class Builder:
         self.places[name] = Place(name, place.root, buffer)
         return self.places[name]
 
+    def find(self, name: str) -> Place | None:
+        """The memory of that name; None for constants."""
+        return self.places.get(name)
+
     def constant(self, array: Array) -> ConstOperand:
         """Register an array; float16 is widened once, here, and not in every kernel."""
         dtype = str(array.dtype)

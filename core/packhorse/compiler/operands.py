@@ -11,7 +11,7 @@ import numpy as np
 from packhorse.compiler.reshape import reshape_index, reshape_strides
 from packhorse.kernel.expr import Affine, Expr, IndexLike, Load, cast, const, reduces, walk
 from packhorse.kernel.expr import Call as _Call
-from packhorse.kernel.kernel import Buffer
+from packhorse.kernel.kernel import Buffer, Dim
 from packhorse.kernel.lowering import Lazy, Operand, axes_of, compute_dtype
 
 __all__ = ["ConstOperand", "LazyOperand", "Memory", "Place", "StoredOperand", "is_view"]
@@ -46,6 +46,9 @@ class Memory(Protocol):
 
     def view(self, place: Place, buffer: Buffer) -> Place:
         """Another view of the same memory."""
+
+    def find(self, name: str) -> Place | None:
+        """The memory of that name; None for constants."""
 
     def constant(self, array: np.ndarray[Any, Any]) -> ConstOperand:
         """Register an array as a constant."""
@@ -154,9 +157,9 @@ class LazyOperand(Operand):
 
     def at(self, index: Sequence[IndexLike]) -> Expr:
         simple = all(isinstance(i, Affine) for i in index)
-        if is_view(self.value) or (simple and self._may_inline(index)):
-            if self.memory.inlined(self):
-                return self.value.at(index)
+        may = is_view(self.value) or (simple and self._may_inline(index))
+        if may and self.memory.inlined(self):
+            return self.value.at(index)
         return self.memory.placed(self).at(index)
 
     def _may_inline(self, index: Sequence[IndexLike]) -> bool:
@@ -169,7 +172,32 @@ class LazyOperand(Operand):
         )
 
     def stored(self, *, halo: Halo | None = None, last: int | None = None) -> Operand:
+        if halo is None or not any(map(any, halo)):
+            view = self._as_view()
+            if view is not None and (last is None or view.where.buffer.dims[last].step == 1):
+                return view
         return self.memory.placed(self).stored(halo=halo, last=last)
+
+    def _as_view(self) -> StoredOperand | None:
+        """A slice or transpose of something in memory, as other strides over it."""
+        load = self.value.value
+        if not isinstance(load, Load) or load.when is not None:
+            return None
+        source = self.memory.find(load.buffer)
+        if source is None or any(d.block for d in source.buffer.dims):
+            return None
+        index = [i for i in load.index if isinstance(i, Affine)]
+        if len(index) != len(load.index) or not self.memory.inlined(self):
+            return None
+        steps = [dim.step for dim in source.buffer.dims]
+        dims = tuple(
+            Dim(sum(i.coef(f"i{d}") * step for i, step in zip(index, steps, strict=True)))
+            for d in range(len(self.shape))
+        )
+        start = sum(i.const * step for i, step in zip(index, steps, strict=True))
+        offset = source.buffer.offset + start
+        buffer = Buffer(self.shape, self.dtype, dims, offset, source.buffer.size)
+        return StoredOperand(self.memory, self.memory.view(source, buffer), self.dtype)
 
     def reshape(self, shape: Sequence[int]) -> Operand:
         index = reshape_index(self.shape, tuple(shape))
