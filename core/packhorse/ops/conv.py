@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from packhorse.ops._transpose import Phase, Transposed, phases, transposed_of
 from packhorse.ops._window import Window, narrow, pad_spatial, patches, wide, window_of
 from packhorse.ops.registry import Array, Inference, operator
 
-__all__ = ["conv", "conv_transpose", "convolve"]
+__all__ = ["conv", "conv_transpose", "convolution", "convolve"]
 
 MAX_PIECES = 256
 """More kernels than this for one operator would cost more to compile than they save."""
@@ -82,42 +82,54 @@ def infer_conv(ctx: Inference) -> list[TensorType]:
 
 def lower_conv(ctx: Lowering) -> Lazy | Pieces:
     """``bias + sum over (kernel, channel) of x * w``; one piece per group unless depthwise."""
+
+    def finish(total: Expr, channel: Affine) -> Expr:
+        return ctx[2].at([channel]) + total if ctx.has(2) else total
+
+    plan = window_of("Conv", ctx[0].shape[2:], ctx[1].shape[2:], ctx.attr)
+    return convolution(ctx, plan, lambda data, coef, _: data * coef, finish)
+
+
+def convolution(
+    ctx: Lowering,
+    plan: Window,
+    product: Callable[[Expr, Expr, Affine], Expr],
+    finish: Callable[[Expr, Affine], Expr],
+) -> Lazy | Pieces:
+    """The loops of a convolution of inputs 0 and 1.
+
+    ``product(x, w, output channel)`` is what is summed, ``finish(sum, output channel)`` the value.
+    """
     x, w, group = ctx[0], ctx[1], int(ctx.attr("group"))
-    plan = window_of("Conv", x.shape[2:], w.shape[2:], ctx.attr)
-    halo = ((0, 0), (0, 0), *plan.halo(x.shape[2:]))
-    source = x.stored(halo=halo)
+    source = x.stored(halo=((0, 0), (0, 0), *plan.halo(x.shape[2:])))
     weights = w if w.constant is not None else w.stored()
     taps = [ctx.axis(k) for k in plan.kernel]
-    channels = w.shape[1]
-    shape, dtype = ctx.output_types[0]
+    channels, (shape, dtype) = w.shape[1], ctx.output_types[0]
 
     def value(first_in: Affine | int, first_out: int, depthwise: bool) -> Expr:
         bound = taps if depthwise else [*taps, ctx.axis(channels)]
         inner = Affine() if depthwise else affine(bound[-1][0])
-        out_channel = affine("i1") + first_out
+        channel = affine("i1") + first_out
         data = source.at([affine("i0"), inner + first_in, *plan.index(taps)])
-        coef = weights.at([out_channel, inner, *(affine(n) for n, _ in taps)])
-        total: Expr = Reduce("sum", tuple(bound), data * coef, data.dtype)
-        return ctx[2].at([out_channel]) + total if ctx.has(2) else total
+        coef = weights.at([channel, inner, *(affine(n) for n, _ in taps)])
+        body = product(data, coef, channel)
+        return finish(Reduce("sum", tuple(bound), body, body.dtype), channel)
 
     if group == 1:
         return lazy(ctx, value(0, 0, False))
     if channels == 1 and group == w.shape[0]:
         return lazy(ctx, value(affine("i1"), 0, True))
     if group > MAX_PIECES:
-        raise UnsupportedOperator(f"Conv with {group} groups is not compiled")
+        raise UnsupportedOperator(f"a convolution with {group} groups is not compiled")
     size = w.shape[0] // group
-    return Pieces(
-        shape,
-        dtype,
-        tuple(
-            Piece(
-                Lazy((shape[0], size, *shape[2:]), dtype, value(g * channels, g * size, False)),
-                (affine("i0"), affine("i1") + g * size, *axes_of(len(shape))[2:]),
-            )
-            for g in range(group)
-        ),
+    pieces = (
+        Piece(
+            Lazy((shape[0], size, *shape[2:]), dtype, value(g * channels, g * size, False)),
+            (affine("i0"), affine("i1") + g * size, *axes_of(len(shape))[2:]),
+        )
+        for g in range(group)
     )
+    return Pieces(shape, dtype, tuple(pieces))
 
 
 @operator("Conv", infer=infer_conv, lower=lower_conv)
