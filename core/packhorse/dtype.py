@@ -89,6 +89,7 @@ def dtype(value: DTypeLike) -> np.dtype[Any]:
     return found
 
 
+@functools.lru_cache(256)
 def dtype_name(value: np.dtype[Any]) -> str:
     """Name of a dtype: ``"float32"``, ``"bfloat16"``. Raises :class:`ArgumentTypeError`."""
     name = value.name
@@ -110,6 +111,7 @@ def dlpack_code(value: DTypeLike) -> tuple[int, int, int]:
     return (*_CODES[name], 1)
 
 
+@functools.lru_cache(256)
 def legacy_code(value: DTypeLike) -> tuple[int, int, int]:
     """The same as TVM's legacy ABI writes it: bool is an unsigned integer of 1 bit."""
     code = dlpack_code(value)

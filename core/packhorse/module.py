@@ -34,7 +34,7 @@ SUFFIXES = (".so", ".dylib", ".dll", ".dso")
 """What :func:`load_module` takes for a shared library."""
 
 MAIN = "__tvm_main__"
-_RESERVED = ("__tvm", "__TVM", "_init", "_fini")
+_RESERVED = ("__", "_init", "_fini")  # of compilers and their helper routines
 
 
 class Module:
@@ -250,6 +250,8 @@ class NativeModule(Module):
         entry = self._main() if name == MAIN else None
         symbol = self.library.describe(entry or name)
         if symbol is None or symbol.kind != "function":
+            return None
+        if name != MAIN and name.startswith(_RESERVED):
             return None
         address = self.library.symbol(symbol.name)
         return NativeFunction(address, name, self.library) if address else None

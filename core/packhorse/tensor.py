@@ -25,7 +25,8 @@ from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
 from packhorse.function import add_value_type
 from packhorse.native.dlpack import CPU, View, export_capsule, import_array
-from packhorse.native.memory import aligned_array
+from packhorse.native.memory import address_of, aligned_array
+from packhorse.native.plan import Slot
 
 if TYPE_CHECKING:
     from packhorse.device import Device, Memory
@@ -79,7 +80,7 @@ class Tensor:
         Has ``name`` ("cpu:0") and ``dlpack_device`` ((1, 0)).
     """
 
-    __slots__ = ("__weakref__", "_array", "_block", "device", "dtype", "shape")
+    __slots__ = ("__weakref__", "_array", "_block", "_slot", "device", "dtype", "shape")
 
     device: TensorDevice
     dtype: np.dtype[Any]
@@ -90,6 +91,7 @@ class Tensor:
         dtype_name(array.dtype)
         self._array: Array | None = array
         self._block: _Block | None = None
+        self._slot: Slot | None = None
         self.shape, self.dtype, self.device = array.shape, array.dtype, device
 
     @classmethod
@@ -110,7 +112,7 @@ class Tensor:
                 f"{made.shape} of {made.dtype} needs {made.nbytes} bytes, the block has "
                 f"{memory.nbytes}"
             )
-        made._array, made._block = None, _Block(device, memory)
+        made._array, made._slot, made._block = None, None, _Block(device, memory)
         return made
 
     @property
@@ -137,7 +139,7 @@ class Tensor:
     def address(self) -> int:
         """What ``DLTensor.data`` holds: a host pointer, or the device's own."""
         if self._array is not None:
-            return int(self._array.ctypes.data)
+            return address_of(self._array)
         return self._open_block().memory.address
 
     def _open_block(self) -> _Block:
@@ -175,15 +177,24 @@ class Tensor:
             )
         return self.numpy().astype(wanted, copy=bool(copy) and self._array is not None)
 
-    def __packed_tensor__(self) -> Array:
-        """The host memory compiled code may be handed; ArgumentTypeError on other devices."""
-        if self._array is None:
+    def __packed_tensor__(self) -> tuple[Slot | None, Array]:
+        """For calls of host code: its DLTensor (None when strided) and the memory behind it.
+
+        Raises
+        ------
+        ArgumentTypeError
+            The tensor lies on another device.
+        """
+        array = self._array
+        if array is None:
             self._open_block()
             raise ArgumentTypeError(
                 f"this tensor lies on {self.device.name} and the function is host code; pass "
                 "tensor.numpy()"
             )
-        return self._array
+        if self._slot is None and array.flags.c_contiguous:
+            self._slot = Slot(self.shape, dtype_name(self.dtype), address_of(array))
+        return self._slot, array
 
     def copy_from(self, source: Tensor | Array) -> Self:
         """Overwrite the elements with those of ``source``; returns self.
@@ -224,7 +235,7 @@ class Tensor:
         wanted = _resolve(_dims(shape), self.size)
         if self._array is None:
             view = Tensor.__new__(Tensor)
-            view._array, view._block = None, self._open_block()
+            view._array, view._slot, view._block = None, None, self._open_block()
             view.shape, view.dtype, view.device = wanted, self.dtype, self.device
             return view
         if not self._array.flags.c_contiguous:
@@ -296,7 +307,7 @@ class Tensor:
 
     def close(self) -> None:
         """Let go of the memory; idempotent. It is freed when no view or consumer is left."""
-        self._array = self._block = None
+        self._array = self._block = self._slot = None
 
     def __enter__(self) -> Self:
         return self
@@ -399,7 +410,7 @@ def _export(array: Array, max_version: tuple[int, int] | None, copied: bool) -> 
     if any(step % size for step in array.strides):
         raise BufferError("strides that are no multiple of the element size cannot be exported")
     view = View(
-        int(array.ctypes.data),
+        address_of(array),
         array.shape,
         tuple(step // size for step in array.strides),
         array.dtype,

@@ -16,8 +16,8 @@ import numpy as np
 from packhorse.dtype import dtype_name, from_dlpack_code, legacy_code
 from packhorse.errors import ArgumentTypeError, ArgumentValueError
 from packhorse.native.dlpack import CPU, array_of
-from packhorse.native.memory import ALIGNMENT, aligned_array
-from packhorse.native.plan import Slot
+from packhorse.native.memory import ALIGNMENT, address_of, aligned_array
+from packhorse.native.plan import TENSOR, Slot
 from packhorse.native.runtime import ffi, lib, python_handle, raise_last_error
 
 __all__ = ["DLDevice", "Handle", "NativeCall", "TypeCode", "handle_of", "raw_call"]
@@ -60,6 +60,9 @@ class DLDevice(NamedTuple):
         return self.device_type, self.device_id
 
 
+_VALUES, _CODES, _STEP = (ffi.typeof(name) for name in ("ph_value[]", "int[]", "ph_step *"))
+_VALUE, _CODE = ffi.typeof("ph_value *"), ffi.typeof("int *")
+
 _handles: dict[int, Any] = {}
 _handles_lock = threading.Lock()
 _returned = threading.local()  # what a callback's returned pointer points to, until the next
@@ -69,8 +72,8 @@ class _Packer:
     """Builds the values and codes of one call; ``keep`` owns what they point to."""
 
     def __init__(self, count: int, alignment: int) -> None:
-        self.values = ffi.new("ph_value[]", max(count, 1))
-        self.codes = ffi.new("int[]", max(count, 1))
+        self.values = ffi.new(_VALUES, count or 1)
+        self.codes = ffi.new(_CODES, count or 1)
         self.alignment = alignment
         self.keep: list[Any] = []
         self.copies: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
@@ -85,10 +88,15 @@ class _Packer:
             value.v_float64, self.codes[i] = arg, TypeCode.FLOAT
         elif arg is None:
             value.v_int64, self.codes[i] = 0, TypeCode.NULL
-        elif isinstance(arg, np.ndarray):
+        elif kind is np.ndarray or isinstance(arg, np.ndarray):
             self._array(i, arg)
         elif hasattr(arg, "__packed_tensor__"):
-            self._array(i, arg.__packed_tensor__())
+            slot, array = arg.__packed_tensor__()
+            if slot is None or slot.data % self.alignment:
+                self._array(i, array)
+            else:
+                value.v_tensor, self.codes[i] = slot.pointer, TENSOR
+                self.keep += (slot, array)
         elif kind is str or kind is bytes:
             self._text(i, arg)
         elif isinstance(arg, np.dtype):
@@ -132,13 +140,14 @@ class _Packer:
         self.codes[i] = TypeCode.BYTES
 
     def _array(self, i: int, array: np.ndarray[Any, Any]) -> None:
-        memory = array
-        if not array.flags.c_contiguous or array.ctypes.data % self.alignment:
+        address = address_of(array)
+        if address % self.alignment or not array.flags.c_contiguous:
             memory = aligned_array(array.shape, array.dtype)
             self.copies.append((array, memory))
-        slot = Slot(array.shape, dtype_name(array.dtype), memory.ctypes.data)
-        self.keep += (slot, memory)
-        self.values[i].v_tensor, self.codes[i] = slot.pointer, TypeCode.TENSOR
+            address = address_of(memory)
+        slot = Slot(array.shape, dtype_name(array.dtype), address)
+        self.keep += (slot, array)
+        self.values[i].v_tensor, self.codes[i] = slot.pointer, TENSOR
 
 
 class NativeCall:
@@ -170,12 +179,12 @@ class NativeCall:
         packer = _Packer(len(args), alignment)
         for i, arg in enumerate(args):
             packer.put(i, arg)
-        self._step = ffi.new("ph_step *")
+        self._step = ffi.new(_STEP)
         self._step.function, self._step.count = address, len(args)
         self._step.values, self._step.codes = packer.values, packer.codes
         self._copies = packer.copies
         self._keep = packer
-        self._result, self._code = ffi.new("ph_value *"), ffi.new("int *")
+        self._result, self._code = ffi.new(_VALUE), ffi.new(_CODE)
         self.threads, self.what = 0, what
         self.owner: object = None  # of the code: lives as long as the call
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from packhorse.errors import ArgumentValueError, DeviceMemoryError
 
-__all__ = ["ALIGNMENT", "aligned_array", "aligned_empty", "is_aligned"]
+__all__ = ["ALIGNMENT", "address_of", "aligned_array", "aligned_empty"]
 
 ALIGNMENT = 128
 """What TVM 0.7 to 0.9 assume (64 before and after): with less, vector moves fault."""
@@ -44,6 +44,6 @@ def aligned_array(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any,
     return aligned_empty(nbytes).view(dtype).reshape(tuple(shape))
 
 
-def is_aligned(array: np.ndarray[Any, Any]) -> bool:
-    """True when compiled code may use the array where it is: aligned and C-contiguous."""
-    return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
+def address_of(array: np.ndarray[Any, Any]) -> int:
+    """Address of the first element, whatever the strides; quicker than ``array.ctypes.data``."""
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]

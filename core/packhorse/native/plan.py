@@ -15,6 +15,7 @@ __all__ = ["Plan", "Slot"]
 
 TENSOR = 7  # TVM's type code of a DLTensor*
 _plan_run = lib.ph_plan_run
+_new, _TENSOR, _DIMS = ffi.new, ffi.typeof("ph_tensor *"), ffi.typeof("int64_t[]")
 
 
 class Slot:
@@ -37,13 +38,9 @@ class Slot:
         self, shape: Sequence[int], dtype: str, data: int, device: tuple[int, int] = (1, 0)
     ) -> None:
         self.shape, self.dtype = tuple(shape), dtype
-        self._dims = ffi.new("int64_t[]", self.shape or (0,))
-        self._c = c = ffi.new("ph_tensor *")
-        c.data = data
-        c.ndim = len(self.shape)
-        c.shape = self._dims
-        c.device.device_type, c.device.device_id = device
-        c.dtype.code, c.dtype.bits, c.dtype.lanes = legacy_code(dtype)
+        self._dims = _new(_DIMS, self.shape or (0,))
+        code = legacy_code(dtype)
+        self._c = _new(_TENSOR, (data, device, len(self.shape), code, self._dims))
 
     @property
     def data(self) -> int:
