@@ -24,6 +24,11 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "devices": ("packhorse.cli._devices", "list backends and devices, and what is missing"),
     "doctor": ("packhorse.cli._doctor", "check this installation and every device"),
+    "demo": ("packhorse.cli._demo", "say what type files are, with a real model, on two devices"),
+    "run": ("packhorse.cli._run", "run a model or an artifact once"),
+    "compile": ("packhorse.cli._compile", "compile a model into an artifact"),
+    "inspect": ("packhorse.cli._inspect", "show what is in a model or an artifact"),
+    "bench": ("packhorse.cli._bench", "measure a model: time, throughput, memory"),
 }
 """Command -> (module, one line of help)."""
 

@@ -1,0 +1,102 @@
+"""A model or an artifact as commands use it: load, compile with progress, run, name outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from packhorse.cli._progress import progress
+from packhorse.device import Device, device
+from packhorse.graph.ir import TensorType
+from packhorse.model import Executable, Model, load
+
+__all__ = ["Session", "duration"]
+
+Array: TypeAlias = np.ndarray[Any, Any]
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+
+
+def duration(seconds: float) -> str:
+    """A time for people, three digits: ``1.23 s``, ``45.6 ms``, ``789 us``."""
+    scale, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
+    value = seconds / scale
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+
+
+class Session:
+    """A loaded file and the device it is to run on.
+
+    Parameters
+    ----------
+    path : str
+        Model file or artifact.
+    wanted : str, optional
+        Device string; default as everywhere: ``$PACKHORSE_DEVICE``, else the best that works.
+        An artifact runs on the device it can run on; another one is an error.
+
+    Raises
+    ------
+    PackhorseError
+        Whatever loading and opening the device raise.
+    """
+
+    def __init__(self, path: str, wanted: str | None) -> None:
+        start = time.perf_counter()
+        loaded = load(Path(path))
+        self.model: Model | None = loaded if isinstance(loaded, Model) else None
+        self.executable: Executable | None = loaded if isinstance(loaded, Executable) else None
+        self._wanted: Device | None = device(wanted) if wanted or self.model else None
+        self.load_seconds = time.perf_counter() - start
+        self.compile_seconds: float | None = None
+
+    @property
+    def inputs(self) -> dict[str, TensorType]:
+        """Name -> dtype and shape of each input."""
+        source = self.model if self.model is not None else self.ready
+        return source.inputs
+
+    @property
+    def device_name(self) -> str:
+        """Canonical string of the device it runs on."""
+        return self._wanted.name if self._wanted is not None else self.ready.device.name
+
+    @property
+    def ready(self) -> Executable:
+        """The executable; only after :meth:`prepare` for a model."""
+        assert self.executable is not None, "prepare() compiles it"
+        return self.executable
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds per phase of compiling; empty for artifacts."""
+        return self.ready.timings if self.compile_seconds is not None else {}
+
+    def prepare(
+        self,
+        feeds: Mapping[str, Array] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> Executable:
+        """Compile for the shapes (and values, where shapes depend on them) of ``feeds``."""
+        if self.model is not None and self.executable is None:
+            start = time.perf_counter()
+            with progress(f"compiling for {self.device_name}"):
+                self.executable = self.model.compile(self._wanted, shapes=shapes, values=feeds)
+            self.compile_seconds = time.perf_counter() - start
+        return self.ready
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; outputs by name."""
+        # by position: an input may have any name, "device" included
+        found = self.ready(*(feeds[name] for name in self.inputs), device=self._wanted)
+        outputs = found if isinstance(found, tuple) else (found,)
+        return dict(zip(self.ready.output_names, outputs, strict=True))
+
+    def close(self) -> None:
+        """Free what was compiled."""
+        for held in (self.model, self.executable):
+            if held is not None:
+                held.close()
