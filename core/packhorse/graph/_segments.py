@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, Protocol, TypeAlias
@@ -15,7 +16,15 @@ from packhorse.graph._storage import Array, Placement, address, entry_dtype, vie
 from packhorse.graph.program import NOP, Program, Step
 from packhorse.native.plan import Plan, Slot
 
-__all__ = ["HOST_PREFIX", "HostRunner", "ModuleLike", "Segment", "Tensors", "segments"]
+__all__ = [
+    "HOST_PREFIX",
+    "ExecutorReport",
+    "HostRunner",
+    "ModuleLike",
+    "Segment",
+    "Tensors",
+    "segments",
+]
 
 HOST_PREFIX = "packhorse.op."
 """Functions of this prefix are operators of the IR, run by their reference on the host."""
@@ -24,6 +33,33 @@ COPY = "__copy"
 HostRunner: TypeAlias = Callable[[Step, list[Array], list[Array]], None]
 """``host(step, inputs, outputs)``: writes the outputs in place."""
 Timing: TypeAlias = tuple[str, str, float]
+
+
+@dataclass(frozen=True)
+class ExecutorReport:
+    """What an executor consists of: ``print(executor.report())``.
+
+    ``memory_bytes`` were allocated, ``weight_bytes`` are weights used where they were loaded.
+    ``host_steps`` are the (step, function) pairs that run in Python.
+    """
+
+    name: str
+    memory_bytes: int
+    weight_bytes: int
+    native_steps: int
+    native_calls: int
+    once_steps: int
+    host_steps: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"program {self.name or '(unnamed)'}: {self.native_steps} compiled steps in "
+            f"{self.native_calls} native calls, {len(self.host_steps)} steps on the host, "
+            f"{self.once_steps} run once",
+            f"memory: {self.memory_bytes} bytes planned, {self.weight_bytes} bytes of weights "
+            "used in place",
+        ]
+        return "\n".join(lines + [f"on the host: {name} ({f})" for name, f in self.host_steps])
 
 
 class ModuleLike(Protocol):
@@ -120,18 +156,19 @@ class HostSegment(Segment):
 
     def __init__(self, step: Step, runner: HostRunner, tensors: Tensors) -> None:
         super().__init__([step])
-        self._step, self._runner, self._tensors = step, runner, tensors
-        self.run = self._call
-
-    def _call(self) -> None:
-        step, flat, array = self._step, _flattened(self._step), self._tensors.array
-        inputs = [array(i, flat) for i in step.inputs]
-        self._runner(step, inputs, [array(i, flat) for i in step.outputs])
+        # Not a bound method: that would be a cycle, and keep the memory until a collection.
+        self.run = partial(_call_host, step, runner, tensors)
 
     def profile(self) -> list[Timing]:
-        start = time.perf_counter_ns()
-        self._call()
-        return [(self._step.name, self._step.function, (time.perf_counter_ns() - start) * 1e-3)]
+        start, step = time.perf_counter_ns(), self.steps[0]
+        self.run()
+        return [(step.name, step.function, (time.perf_counter_ns() - start) * 1e-3)]
+
+
+def _call_host(step: Step, runner: HostRunner, tensors: Tensors) -> None:
+    flat = _flattened(step)
+    inputs = [tensors.array(i, flat) for i in step.inputs]
+    runner(step, inputs, [tensors.array(i, flat) for i in step.outputs])
 
 
 def segments(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias
@@ -24,7 +23,14 @@ from packhorse.errors import (
     DeviceClosed,
     did_you_mean,
 )
-from packhorse.graph._segments import HostRunner, ModuleLike, Segment, Tensors, segments
+from packhorse.graph._segments import (
+    ExecutorReport,
+    HostRunner,
+    ModuleLike,
+    Segment,
+    Tensors,
+    segments,
+)
 from packhorse.graph._storage import ALIGNMENT, Array, address, entry_dtype, live_bytes, place
 from packhorse.graph.program import Program, Step, check
 from packhorse.native.memory import aligned_array
@@ -39,37 +45,13 @@ _cast, _from_buffer, _ndarray, _empty = ffi.cast, ffi.from_buffer, np.ndarray, n
 _LOOSE = 64  # what packhorse's own kernels like of weights; they run with any alignment
 _Pointers: TypeAlias = tuple[Any, ...]
 _Carrier: TypeAlias = np.dtype[Any] | None
-_In: TypeAlias = tuple[str, np.dtype[Any], tuple[int, ...], _Pointers, Array | None, _Carrier, int]
-"""name, dtype, shape, DLTensors to point at it, array to copy it to instead, carrier, entry"""
+_In: TypeAlias = tuple[
+    str, np.dtype[Any], tuple[int, ...], _Pointers, Array | None, _Carrier, int, int
+]
+"""name, dtype, shape, DLTensors to point at it, array to copy it to instead, carrier, bits of the
+address that must be 0, entry"""
 _Out: TypeAlias = tuple[tuple[int, ...], np.dtype[Any], _Pointers | None, _Carrier, int]
 """shape, dtype, DLTensors to point at it (None: copied after the run), carrier, entry"""
-
-
-@dataclass(frozen=True)
-class ExecutorReport:
-    """What an executor consists of: ``print(executor.report())``.
-
-    ``memory_bytes`` were allocated, ``weight_bytes`` are weights used where they were loaded.
-    ``host_steps`` are the (step, function) pairs that run in Python.
-    """
-
-    name: str
-    memory_bytes: int
-    weight_bytes: int
-    native_steps: int
-    native_calls: int
-    once_steps: int
-    host_steps: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        lines = [
-            f"program {self.name or '(unnamed)'}: {self.native_steps} compiled steps in "
-            f"{self.native_calls} native calls, {len(self.host_steps)} steps on the host, "
-            f"{self.once_steps} run once",
-            f"memory: {self.memory_bytes} bytes planned, {self.weight_bytes} bytes of weights "
-            "used in place",
-        ]
-        return "\n".join(lines + [f"on the host: {name} ({f})" for name, f in self.host_steps])
 
 
 class GraphExecutor:
@@ -150,7 +132,9 @@ class GraphExecutor:
             target = None if bound else tensors.array(i)
             pointers = tensors.pointers(i) if bound else ()
             dtype = entry_dtype(entry)
-            self._in.append((entry.name, dtype, entry.shape, pointers, target, _carrier(dtype), i))
+            mask = self._mask or dtype.alignment - 1
+            carrier = _carrier(dtype)
+            self._in.append((entry.name, dtype, entry.shape, pointers, target, carrier, mask, i))
         self._out: list[_Out] = []
         for i in self.program.outputs:
             entry, dtype = entries[i], entry_dtype(entries[i])
@@ -203,7 +187,7 @@ class GraphExecutor:
         if len(named) != len(self._in):
             self._refuse_names(named)
         held: list[Array] = []
-        for name, dtype, shape, pointers, target, carrier, number in self._in:
+        for name, dtype, shape, pointers, target, carrier, mask, number in self._in:
             array = named.get(name)
             if (
                 type(array) is not _ndarray
@@ -216,7 +200,7 @@ class GraphExecutor:
                 np.copyto(target, array)
                 continue
             data = int(_cast(_UINTPTR, _from_buffer(array.view(carrier) if carrier else array)))
-            if data & self._mask:
+            if data & mask:
                 array = self._realign(number, array)
                 data = address(array.view(carrier) if carrier else array)
             for pointer in pointers:
