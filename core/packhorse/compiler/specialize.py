@@ -181,8 +181,8 @@ class _Specializer:
             if isinstance(error, ModelError) and node.label in str(error):
                 raise
             given = ", ".join("-" if k is None else str(k) for k in kinds)
-            kind = type(error) if isinstance(error, ModelError) else ModelError
-            raise kind(f"node {node.label} does not accept ({given}): {error}") from error
+            refusal = type(error) if isinstance(error, ModelError) else ModelError
+            raise refusal(f"node {node.label} does not accept ({given}): {error}") from error
         if results is not None and is_noop(node, kinds, values, results):
             self.alias[node.outputs[0]] = node.inputs[0]
             return
