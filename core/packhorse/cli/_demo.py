@@ -118,13 +118,9 @@ def _print_types(files: Sequence[Path], results: Sequence[_Result]) -> None:
 
 def _print_times(results: Sequence[_Result]) -> None:
     rows = [
-        (
-            r.device,
-            duration(r.first),
-            duration(r.median),
-            f"{1 / r.median:.0f}" if r.median else "-",
-        )
+        (r.device, duration(r.first), duration(r.median), f"{1 / r.median:.0f}")
         for r in results
+        if r.median  # 0 when no file needed the model
     ]
     print_table(("device", "first file (compiles)", "then (median)", "files/s"), rows)
 

@@ -208,7 +208,8 @@ def _random(
     if kind in "iu":
         return generator.integers(0, _TOKENS, shape).astype(wanted.dtype)
     raise ArgumentTypeError(
-        f"input '{name}' is {wanted.dtype}, which has no random values; give --input {name}=FILE.npy"
+        f"input '{name}' is {wanted.dtype}, which has no random values. "
+        f"Give --input {name}=FILE.npy"
     )
 
 

@@ -102,11 +102,8 @@ def _print_placement(found: Mapping[str, Any], every_node: bool) -> None:
     for place, count in Counter(node["device"] for node in nodes).items():
         kernels = len({node["kernel"] for node in nodes if node["device"] == place})
         print(f"  {place}: {count} nodes in {kernels} steps")
-    if every_node:
-        listed = nodes
-    else:
-        # What runs elsewhere than asked for is always shown: visible, never silent.
-        listed = [node for node in nodes if node["device"] != found["device"]]
+    # What runs elsewhere than asked for is always shown: visible, never silent.
+    listed = [node for node in nodes if every_node or node["device"] != found["device"]]
     if listed:
         print()
         rows = [(f"  {node['node']}", node["device"], node["kernel"]) for node in listed]

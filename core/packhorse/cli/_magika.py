@@ -65,7 +65,8 @@ class Rules:
                 end = file.read(block)
         except OSError as error:
             raise ArgumentValueError(
-                f"'{path}' cannot be read: {error.strerror or error}. Give files: packhorse demo FILE"
+                f"'{path}' cannot be read: {error.strerror or error}. "
+                "Give files: packhorse demo FILE"
             ) from None
         if not size:
             return self._named("empty")
