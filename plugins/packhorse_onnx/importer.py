@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from packhorse import ops
 from packhorse.compiler.fold import fold_constants
+from packhorse.compiler.simplify import fold_norms
 from packhorse.errors import (
     MissingExtra,
     ModelError,
@@ -78,7 +79,7 @@ def import_onnx(
         ) from error
     if strict:
         _refuse_unknown(graph)
-    return fold_constants(graph)
+    return fold_norms(fold_constants(graph))
 
 
 def _import(data: memoryview[int], folder: Path | None) -> Graph:

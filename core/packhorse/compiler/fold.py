@@ -84,6 +84,10 @@ def fold_constants(graph: Graph) -> Graph:
     nodes: list[Node] = []
     for node in graph.nodes:
         found = None
+        if subgraphs(node):
+            bodies = {k: fold_constants(v) for k, v in node.attrs.items() if isinstance(v, Graph)}
+            attrs = {**node.attrs, **bodies}
+            node = Node(node.op, node.inputs, node.outputs, attrs, node.name, node.domain)
         if outputs.isdisjoint(node.outputs) and all(n in constants for n in node.inputs if n):
             found = _fold(node, constants)
         if found is None:

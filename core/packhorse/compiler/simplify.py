@@ -14,7 +14,7 @@ import numpy as np
 
 from packhorse.graph.ir import Graph, Node, TensorType, node_reads, subgraphs
 
-__all__ = ["remove_dead", "simplify"]
+__all__ = ["fold_norms", "remove_dead", "simplify"]
 
 Array = np.ndarray[Any, Any]
 
@@ -46,12 +46,26 @@ def remove_dead(graph: Graph) -> Graph:
     )
 
 
+def fold_norms(graph: Graph) -> Graph:
+    """Fold batch norms and constants per channel into convolutions, in bodies too.
+
+    Needs no shapes, so frontends do it once: all specialisations of a model then share weights.
+    """
+    work = _Work(remove_dead(graph))
+    work.walk(_AFFINE)
+    for node in work.graph.nodes:
+        node.attrs = {
+            k: fold_norms(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()
+        }
+    return remove_dead(work.graph)
+
+
 def simplify(graph: Graph) -> Graph:
     """Apply every pass to a static graph; returns a new one, computing the same up to rounding."""
     work = _Work(remove_dead(graph))
     passes: tuple[Mapping[str, Rule], ...] = (
         {"Conv": _fold_pad, "AveragePool": _fold_pad},
-        dict.fromkeys(("BatchNormalization", "Mul", "Div", "Add", "Sub"), _fold_affine),
+        _AFFINE,
         dict.fromkeys(("Mul", "Div"), _merge_scale),
         dict.fromkeys(RESHAPES, _rows_in_shape),
         dict.fromkeys(RESHAPES, _merge_reshape),
@@ -71,6 +85,8 @@ class _Work:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.outputs = {value.name for value in graph.outputs}
+        self.taken = set(graph.types) | set(graph.constants)
+        self.taken.update(name for node in graph.nodes for name in node.outputs)
 
     def walk(self, rules: Mapping[str, Rule]) -> None:
         """Offer each node to the rule of its operator; a rule that returns True consumed it."""
@@ -97,8 +113,9 @@ class _Work:
     def add(self, hint: str, array: Array) -> str:
         """Store a new constant."""
         name, i = hint, 1
-        while name in self.graph.types or name in self.graph.constants:
+        while name in self.taken:
             name, i = f"{hint}.{i}", i + 1
+        self.taken.add(name)
         array.flags.writeable = False
         self.graph.constants[name] = array
         self.graph.types[name] = TensorType(array.dtype, tuple(array.shape))
@@ -162,28 +179,33 @@ def _fold_affine(work: _Work, node: Node) -> bool:
     conv = work.only_reader(value)
     if conv is None or conv.op not in ("Conv", "ConvTranspose") or conv.domain:
         return False
-    if work.graph.types[value] != work.graph.types[node.outputs[0]]:
-        return False  # broadcasting makes it larger
     weight, bias = work.constant(conv, 1), work.constant(conv, 2)
-    shape = work.shape(value)
     if weight is None or (bias is None and len(conv.inputs) > 2 and conv.inputs[2]):
         return False
-    if weight.dtype.kind in "iub":
+    if weight.dtype.kind in "iub" or weight.ndim < 3:
         return False
-    affine = _affine(work, node, place, shape[1], len(shape))
+    groups = int(conv.attrs.get("group", 1))
+    channels = weight.shape[0] if conv.op == "Conv" else weight.shape[1] * groups
+    affine = _affine(work, node, place, channels, weight.ndim)
     if affine is None:
         return False
     scale, shift = affine
-    old = np.zeros(shape[1]) if bias is None else bias.astype(np.float64)
+    old = np.zeros(channels) if bias is None else bias.astype(np.float64)
     name = node.name or node.outputs[0]
     if np.any(scale != 1):
-        scaled = _scale_weight(conv, weight, scale)
-        conv.inputs[1] = work.add(f"{name}/weight", scaled.astype(weight.dtype))
+        wide = np.float64 if weight.dtype == np.float64 else np.float32
+        scaled = _scale_weight(conv, weight, scale.astype(wide))
+        conv.inputs[1] = work.add(f"{name}/weight", scaled.astype(weight.dtype, copy=False))
     biased = (old * scale + shift).astype(weight.dtype)
     conv.inputs[2:] = [work.add(f"{name}/bias", biased)]
     conv.outputs = list(node.outputs)
     work.makers[node.outputs[0]] = conv
     return True
+
+
+_AFFINE: Mapping[str, Rule] = dict.fromkeys(
+    ("BatchNormalization", "Mul", "Div", "Add", "Sub"), _fold_affine
+)
 
 
 def _affine(
