@@ -10,7 +10,7 @@ from oracle import check, evaluator, expected, infer, lowered, node_of, referenc
 
 from packhorse.errors import ModelError, UnsupportedOperator
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def random(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray[Any, Any]:

@@ -13,7 +13,7 @@ from oracle import check, infer, lowered, node_of, reference
 
 from packhorse.errors import ModelError, UnsupportedOperator
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def random(*shape: int, dtype: str = "float32") -> np.ndarray[Any, Any]:

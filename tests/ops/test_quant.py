@@ -58,6 +58,11 @@ def test_blocked() -> None:
     check("DequantizeLinear", [random(3, 8, dtype="int8"), scale, zero], attrs)
 
 
+def test_a_zero_point_of_one_element_goes_with_a_scalar_scale() -> None:
+    inputs = [random(3, 4), np.array(0.5, F), np.array([3], np.uint8)]
+    check("QuantizeLinear", inputs, oracle=evaluator)
+
+
 def test_float16_scale() -> None:
     x = random(3, 4, dtype="int8")
     check("DequantizeLinear", [x, np.array(0.5, np.float16), np.array(1, np.int8)])

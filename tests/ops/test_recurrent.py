@@ -13,7 +13,7 @@ from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.ops._recurrence import ACTIVATIONS
 
 Array = np.ndarray[Any, Any]
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 T, B, N, H = 4, 3, 5, 6
 SIZES = {"LSTM": (4, 2), "GRU": (3, 1), "RNN": (1, 1)}
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}

@@ -14,7 +14,7 @@ from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.ops import NotStatic
 from packhorse.ops.reduce import REDUCTIONS
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 NAMES = [row.name for row in REDUCTIONS]
 
 

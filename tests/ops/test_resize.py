@@ -16,7 +16,7 @@ from packhorse.ops import NotStatic
 from packhorse.ops.resize import COORDINATES, NEAREST
 
 Array = np.ndarray[Any, Any]
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def check(op: str, inputs: list[Any], attrs: Any = None, **more: Any) -> None:

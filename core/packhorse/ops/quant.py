@@ -100,8 +100,9 @@ def quantized_dtype(zero: np.dtype[Any] | None, code: int) -> np.dtype[Any]:
 def infer_quantize(ctx: Inference) -> list[TensorType]:
     """Shape rule of QuantizeLinear: shape of the data, dtype of the zero point."""
     x = ctx.shape(0)
-    spread(x, ctx.shape(1), ctx.attr("axis"), ctx.attr("block_size"))
-    if ctx.has(2) and ctx.shape(2) != ctx.shape(1):
+    where = ctx.attr("axis"), ctx.attr("block_size")
+    scale = spread(x, ctx.shape(1), *where)
+    if ctx.has(2) and spread(x, ctx.shape(2), *where) != scale:
         raise ModelError(
             f"the zero point has shape {ctx.shape(2)}, expected that of the scale, {ctx.shape(1)}"
         )
@@ -171,8 +172,11 @@ def quantize_linear(
 def infer_dequantize(ctx: Inference) -> list[TensorType]:
     """Shape rule of DequantizeLinear: shape of the data, dtype of the scale."""
     x = ctx.shape(0)
-    spread(x, ctx.shape(1), ctx.attr("axis"), ctx.attr("block_size"))
-    if ctx.has(2) and (ctx.shape(2) != ctx.shape(1) or ctx.type(2).dtype != ctx.type(0).dtype):
+    where = ctx.attr("axis"), ctx.attr("block_size")
+    scale = spread(x, ctx.shape(1), *where)
+    if ctx.has(2) and (
+        ctx.type(2).dtype != ctx.type(0).dtype or spread(x, ctx.shape(2), *where) != scale
+    ):
         raise ModelError(
             f"the zero point is {ctx.type(2)}, expected the dtype of the data and the shape of "
             f"the scale, {TensorType(ctx.type(0).dtype, ctx.shape(1))}"
