@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from packhorse import artifact_files, artifact_zip
+from packhorse import artifact_files, artifact_forms, artifact_zip
 from packhorse.artifact import Artifact, load_artifact, save_artifact
 from packhorse.errors import ArgumentValueError, ArtifactError
 from packhorse.graph.executor import GraphExecutor
 from packhorse.graph.params import save_params
 from packhorse.graph.program import Entry, Program, Step
-from packhorse.native import Library
+from packhorse.module import load_module
 
 CONVNET = Path(__file__).parent / "data" / "tvm" / "convnet"
 FORMS = ["deploy", "m.packhorse"]
@@ -115,19 +115,12 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path):
 
 
 def test_tvms_triple_without_manifest_runs(tmp_path):
-    class Module:
-        def __init__(self, path):
-            self.library = Library(path)
-
-        def get_function(self, name, query_imports=False):
-            return type("Function", (), {"address": self.library.symbol(name)})
-
     for found in (
         load_artifact(CONVNET),
         load_artifact(save_artifact(tmp_path / "m.packhorse", load_artifact(CONVNET))),
         load_artifact(save_artifact(tmp_path / "folder", load_artifact(CONVNET))),
     ):
-        module = Module(found.library_path())
+        module = load_module(found.library_path())
         with GraphExecutor(found.program(), module, found.params) as executor:
             outputs = executor.run([np.load(CONVNET / "in_data.npy")])
         for i, output in enumerate(outputs):
@@ -361,6 +354,26 @@ def test_a_committed_folder_is_read_where_it_cannot_be_mended(tmp_path, monkeypa
     assert sorted(f.name for f in path.iterdir()) == [
         "deploy.json", "deploy.manifest.json", "deploy.params",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_folder_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch, times):
+    path = save_artifact(tmp_path / "deploy", artifact(1.0))
+    real, left = artifact_forms._verify, [times]
+
+    def verify(*args):
+        if left[0]:
+            left[0] -= 1
+            save_artifact(path, artifact(2.0))
+            raise ArtifactError("the files do not fit together")
+        return real(*args)
+
+    monkeypatch.setattr(artifact_forms, "_verify", verify)
+    if times == 1:
+        assert load_artifact(path).params["w"][0] == 2.0
+    else:
+        with pytest.raises(ArtifactError, match="replaced again and again"):
+            load_artifact(path)
 
 
 def test_debris_of_killed_writers_is_removed_when_old(tmp_path):

@@ -23,7 +23,8 @@ from packhorse.graph.executor import GraphExecutor, live_bytes
 from packhorse.graph.graph_json import program_from_json
 from packhorse.graph.params import load_params
 from packhorse.graph.program import Entry, Program, Step
-from packhorse.native import Library, aligned_empty
+from packhorse.module import load_module
+from packhorse.native import aligned_empty
 
 CONVNET = Path(__file__).parent / "data" / "tvm" / "convnet"
 
@@ -53,24 +54,6 @@ F(slow) { usleep(150000); return inc(a, codes, n, ret, rcode, resource); }
 """
 
 
-class Kernels:
-    """A module over the test kernels: what the executor asks of one."""
-
-    class Native:
-        def __init__(self, address: int) -> None:
-            self.address = address
-
-    def __init__(self, path: Path) -> None:
-        self._library = Library(path)
-        self.functions = self._library.symbols()
-
-    def get_function(self, name, query_imports=False):
-        address = self._library.symbol(name)
-        if address is None:
-            raise FunctionNotFound(name)
-        return self.Native(address)
-
-
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     if shutil.which("gcc") is None:
@@ -79,7 +62,7 @@ def kernels(tmp_path_factory):
     (folder / "k.c").write_text(SOURCE)
     command = ["gcc", "-O1", "-shared", "-fPIC", "-w", "-o", "k.so", "k.c"]
     subprocess.run(command, cwd=folder, check=True)
-    return Kernels(folder / "k.so")
+    return load_module(folder / "k.so")
 
 
 def chain(*functions, shape=(2, 3), dtype="float32", **options) -> Program:
@@ -484,7 +467,8 @@ def test_tvm_convnet_gives_the_bits_tvm_gave(threads):
     data = np.load(CONVNET / "in_data.npy")
     unaligned = np.empty(data.size + 1, np.float32)[1:].reshape(data.shape)
     unaligned[...] = data
-    with GraphExecutor(program, Kernels(CONVNET / "deploy.so"), params, threads=threads) as run:
+    module = load_module(CONVNET / "deploy.so")
+    with GraphExecutor(program, module, params, threads=threads) as run:
         for x in (data, unaligned, data):
             outputs = run.run({"data": x})
             for i, found in enumerate(outputs):

@@ -27,6 +27,7 @@ _OWNED = (CODE, PARAMS, JSON, MANIFEST)
 _FIRST, _WEIGHTS = "manifest.json", "params.safetensors"
 _FOREIGN = "cpu"
 _MAX_MANIFEST = 16 << 20
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,29 @@ def save_folder(folder: Path, artifact: Artifact) -> None:
 
 
 def load_folder(folder: Path) -> Artifact:
-    """Read the triple, with its manifest when it has one."""
+    """Read the triple, with its manifest when it has one.
+
+    A folder replaced meanwhile, some files read before and some after, is read again.
+    """
+    for _ in range(_ATTEMPTS):
+        before = _identity(folder)
+        try:
+            return _load_folder(folder)
+        except (ArtifactError, FileNotFoundError):
+            if _identity(folder) == before:
+                raise
+    raise ArtifactError(f"'{folder}' is being replaced again and again; load it later")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = (locate(folder, MANIFEST) or folder / JSON).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _load_folder(folder: Path) -> Artifact:
     with suppress(OSError):  # a folder that cannot be written is read as it is
         recover(folder, _OWNED)
     found = {name: locate(folder, name) for name in _OWNED}
