@@ -61,3 +61,8 @@ def test_an_artifact_is_not_compiled_again(model, tmp_path, capsys):
 def test_a_device_that_compiles_nothing(model, tmp_path, capsys):
     assert call("compile", model, "-d", "cpu", "-o", tmp_path / "x", "--shape", "1,8") == 2
     assert "cpu" in capsys.readouterr().err
+
+
+def test_values_of_inputs_that_do_not_exist(model, tmp_path, capsys):
+    assert call(*HEAD, model, "-o", tmp_path / "deploy", "--value", "z=8") == 2
+    assert "names the input 'z', which the model does not have" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_an_artifact(model, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == "artifact"
     assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": [1, 8]}]
-    assert [value["name"] for value in found["outputs"]] == ["y"]
+    assert found["outputs"] == [{"name": "y", "dtype": "float32", "shape": [1, 6]}]
     assert found["nodes"]
 
 

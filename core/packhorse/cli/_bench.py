@@ -77,6 +77,7 @@ def _measure(arguments: argparse.Namespace, name: str | None) -> dict[str, Any]:
         "minimum_seconds": min(times),
         "runs_per_second": len(times) / sum(times),
         "runs": len(times),
+        "work_bytes": session.ready.memory_bytes,
         "peak_bytes": _peak(),
     }
     session.close()

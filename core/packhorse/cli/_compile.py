@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from packhorse.cli._inputs import add_shape_option, read_inputs, read_shapes
+from packhorse.cli._inputs import add_shape_options, read_signature
 from packhorse.cli._output import bytes_text, print_table
 from packhorse.cli._progress import progress
 from packhorse.cli._session import Session, duration
@@ -26,14 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a folder for deploy.json, deploy.params and deploy.so, or a file NAME.packhorse",
     )
-    add_shape_option(parser)
-    parser.add_argument(
-        "--value",
-        action="append",
-        default=[],
-        metavar="NAME=NUMBER",
-        help="value of an integer input that shapes depend on; repeat for several",
-    )
+    add_shape_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,11 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ArgumentValueError(
             f"'{arguments.path}' is compiled already; give the model it was made from"
         )
-    inputs = session.inputs
-    fixed = {option.partition("=")[0] for option in arguments.value}
-    shapes = read_shapes({n: t for n, t in inputs.items() if n not in fixed}, arguments.shape)
-    values = read_inputs({n: t for n, t in inputs.items() if n in fixed}, arguments.value)
-    executable = session.prepare(values, shapes)
+    executable = session.prepare(*read_signature(session.inputs, arguments))
     start = time.perf_counter()
     with progress(f"writing {arguments.output}"):
         executable.save(arguments.output)

@@ -1,4 +1,4 @@
-"""Inputs named on the command line: ``--input``, ``--shape``, random data, and what is missing."""
+"""Inputs named on the command line: ``--input``, ``--shape``, ``--value``, and what is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, did_you_mean
 from packhorse.graph.ir import Dim, TensorType
 
-__all__ = ["add_input_options", "add_shape_option", "read_inputs", "read_shapes"]
+__all__ = ["add_input_options", "add_shape_options", "read_inputs", "read_shapes", "read_signature"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Inputs: TypeAlias = Mapping[str, TensorType]
@@ -38,14 +38,21 @@ def add_input_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of random inputs (default: 0)")
 
 
-def add_shape_option(parser: argparse.ArgumentParser) -> None:
-    """``--shape`` for commands that need sizes but no data."""
+def add_shape_options(parser: argparse.ArgumentParser) -> None:
+    """``--shape`` and ``--value``, for commands that compile without data."""
     parser.add_argument(
         "--shape",
         action="append",
         default=[],
         metavar="NAME=1,3,224,224",
         help="sizes of an input with symbolic dimensions; repeat for several",
+    )
+    parser.add_argument(
+        "--value",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="value of an integer input that shapes depend on; repeat for several",
     )
 
 
@@ -83,6 +90,23 @@ def read_inputs(
         generator = np.random.default_rng((seed, position))
         feeds[name] = _value(name, wanted, named.get(name, rest or ""), generator)
     return feeds
+
+
+def read_signature(
+    inputs: Inputs, arguments: argparse.Namespace
+) -> tuple[dict[str, Array], dict[str, tuple[int, ...]]]:
+    """The values given by ``--value``, and the sizes of all other inputs.
+
+    Raises
+    ------
+    ArgumentValueError, ArgumentTypeError
+        As :func:`read_inputs` and :func:`read_shapes`.
+    """
+    named, _ = _split(inputs, arguments.value, None)
+    generator = np.random.default_rng(0)
+    values = {name: _value(name, inputs[name], form, generator) for name, form in named.items()}
+    others = {name: kind for name, kind in inputs.items() if name not in named}
+    return values, read_shapes(others, arguments.shape)
 
 
 def read_shapes(inputs: Inputs, options: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from packhorse.cli._inputs import add_shape_option, read_shapes
+from packhorse.cli._inputs import add_shape_options, read_signature
 from packhorse.cli._output import bytes_text, print_json, print_section, print_table
 from packhorse.cli._session import Session
 from packhorse.graph.ir import Graph, TensorType, subgraphs, walk
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("path", metavar="MODEL", help="a model file, or an artifact")
     parser.add_argument("--device", "-d", help="compile for it and say which device runs each node")
-    add_shape_option(parser)
+    add_shape_options(parser)
     parser.add_argument("--nodes", action="store_true", help="list every node (with --device)")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     session = Session(arguments.path, arguments.device)
     compiled = session.model is None or arguments.device is not None
     if session.model is not None and compiled:
-        session.prepare(shapes=read_shapes(session.inputs, arguments.shape))
+        session.prepare(*read_signature(session.inputs, arguments))
     found = _describe(session, arguments.path, compiled)
     if arguments.json:
         print_json(found)
@@ -51,7 +51,7 @@ def _describe(session: Session, path: str, compiled: bool) -> dict[str, Any]:
         found["operators"] = graph.count_ops()
         found["parameters"], found["parameter_bytes"] = _parameters(graph)
     else:
-        found["outputs"] = [{"name": name} for name in session.ready.output_names]
+        found["outputs"] = _types(session.ready.outputs)
     if compiled:
         report = session.ready.report()
         found["device"] = session.device_name
@@ -77,7 +77,7 @@ def _print(found: Mapping[str, Any], every_node: bool) -> None:
     print(f"{found['kind']} {found['path']}")
     for title in ("inputs", "outputs"):
         print_section(title)
-        rows = [(f"  {v['name']}", v.get("dtype", ""), _shape(v)) for v in found[title]]
+        rows = [(f"  {v['name']}", v["dtype"], _shape(v["shape"])) for v in found[title]]
         print_table(("", "", ""), rows or [("  none", "", "")])
     if "operators" in found:
         count = sum(found["operators"].values())
@@ -90,10 +90,8 @@ def _print(found: Mapping[str, Any], every_node: bool) -> None:
         _print_placement(found, every_node)
 
 
-def _shape(value: Mapping[str, Any]) -> str:
-    if "shape" not in value:
-        return ""
-    return "any shape" if value["shape"] is None else f"({', '.join(map(str, value['shape']))})"
+def _shape(shape: list[int | str] | None) -> str:
+    return "any shape" if shape is None else f"({', '.join(map(str, shape))})"
 
 
 def _print_placement(found: Mapping[str, Any], every_node: bool) -> None:
