@@ -190,7 +190,6 @@ def conv_integer(
     kernel_shape: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
-    ceil_mode: int = 0,
 ) -> Array:
     """Convolution of 8-bit integers, int32 (ONNX ConvInteger-10).
 
@@ -207,7 +206,7 @@ def conv_integer(
     """
     check_channels("ConvInteger", x.shape, w.shape, group, kernel_shape)
     found = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    plan = window_of("ConvInteger", x.shape[2:], w.shape[2:], {**found, "ceil_mode": ceil_mode}.get)
+    plan = window_of("ConvInteger", x.shape[2:], w.shape[2:], found.get)
     data = x.astype(np.float64)
     if x_zero_point is not None:
         data -= x_zero_point.astype(np.float64).reshape(())

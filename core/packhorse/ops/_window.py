@@ -68,9 +68,13 @@ class Window:
 
 
 def window_of(
-    label: str, spatial: Sequence[int], kernel: Sequence[int], attr: Callable[[str], Any]
+    label: str,
+    spatial: Sequence[int],
+    kernel: Sequence[int],
+    attr: Callable[[str], Any],
+    ceil: bool = False,
 ) -> Window:
-    """Resolve ``strides``, ``dilations``, ``pads``, ``auto_pad`` and ``ceil_mode``.
+    """Resolve ``strides``, ``dilations``, ``pads`` and ``auto_pad``.
 
     Parameters
     ----------
@@ -80,6 +84,8 @@ def window_of(
         Extents of the data and of the window.
     attr : callable
         Attribute name -> value; None stands for the ONNX default.
+    ceil : bool
+        ``ceil_mode`` of pools: round the output extents up.
 
     Raises
     ------
@@ -109,7 +115,7 @@ def window_of(
         out = tuple(-(-n // s) for n, s in zip(spatial, strides, strict=True))
         plan = replace(plan, pads=_same_pads(plan, spatial, out, auto == "SAME_UPPER"), out=out)
     else:
-        plan = replace(plan, out=_extents(plan, spatial, bool(attr("ceil_mode"))))
+        plan = replace(plan, out=_extents(plan, spatial, ceil))
     if any(o < 1 for o in plan.out):
         raise ModelError(
             f"{label}: the window {plan.reach} (dilation included) is larger than the padded "

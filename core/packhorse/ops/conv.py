@@ -144,7 +144,6 @@ def conv(
     kernel_shape: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
-    ceil_mode: int = 0,
 ) -> Array:
     """Convolution (ONNX Conv-11).
 
@@ -165,7 +164,7 @@ def conv(
     """
     check_channels("Conv", x.shape, w.shape, group, kernel_shape)
     found = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    plan = window_of("Conv", x.shape[2:], w.shape[2:], {**found, "ceil_mode": ceil_mode}.get)
+    plan = window_of("Conv", x.shape[2:], w.shape[2:], found.get)
     out = convolve(wide(x), wide(w), plan, group)
     if b is not None:
         out += wide(b).reshape(-1, *[1] * len(plan.out))

@@ -41,7 +41,7 @@ def pool_window(label: str, shape: Sequence[int], attr: Callable[[str], Any]) ->
             f"{label}: data of shape {tuple(shape)} has no spatial dimensions. "
             "Expected (N, C, *spatial)"
         )
-    return window_of(label, shape[2:], attr("kernel_shape"), attr)
+    return window_of(label, shape[2:], attr("kernel_shape"), attr, bool(attr("ceil_mode")))
 
 
 def infer_pool(ctx: Inference) -> list[TensorType]:
