@@ -146,21 +146,47 @@ def test_fork_gets_a_fresh_pool(kernels):
     run.run(3)
 
 
-def test_process_ends_with_sleeping_workers(kernels, tmp_path):
-    script = (
-        "import sys, numpy as np\n"
-        "from packhorse.native import Library, Plan, Slot, aligned_empty\n"
-        "a = aligned_empty(256).view(np.int32)\n"
-        "a[:] = 0\n"
-        "k = Library(sys.argv[1])\n"
-        "Plan([(k.symbol('tasks'), [Slot((64, 0), 'int32', a.ctypes.data)])]).run(4)\n"
-        "print(a[:4].tolist())\n"
-    )
+def run_script(script, *args):
+    """Run Python code in a new process; its output."""
     done = subprocess.run(
-        [sys.executable, "-c", script, str(kernels.path)],
+        [sys.executable, "-c", script, *map(str, args)],
         capture_output=True,
         text=True,
         timeout=60,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert (done.returncode, done.stdout) == (0, "[1, 1, 1, 1]\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+TASKS = """
+import numpy as np
+from packhorse.native import Library, Plan, Slot, aligned_empty
+k = Library(sys.argv[1])
+a = aligned_empty(256).view(np.int32)
+for round in range(3):
+    a[:] = 0
+    Plan([(k.symbol('tasks'), [Slot((64, 0), 'int32', a.ctypes.data)])]).run(4)
+    print(a[:5].tolist())
+    time.sleep(0.01)
+"""
+
+
+def test_process_ends_with_sleeping_workers(kernels):
+    assert run_script("import sys, time\n" + TASKS, kernels.path) == "[1, 1, 1, 1, 0]\n" * 3
+
+
+def test_pool_without_futex(kernels, tmp_path):
+    """The portable way of sleeping, for systems other than Linux."""
+    pytest.importorskip("setuptools", reason="needs a way to compile an extension")
+    from packhorse.native.build import build_in_place
+
+    other = build_in_place(tmp_path, macros=(("PH_PORTABLE", None),))
+    load = """
+import importlib.util, sys, time
+name = "packhorse.native._core"
+spec = importlib.util.spec_from_file_location(name, sys.argv[2])
+sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules[name])
+"""
+    assert run_script(load + TASKS, kernels.path, other) == "[1, 1, 1, 1, 0]\n" * 3

@@ -79,7 +79,7 @@ int ph_thread_start(void (*body)(void)) {
 
 static pthread_mutex_t core_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static void (*fork_child)(void);
+static void (*_Atomic fork_child)(void);
 
 void ph_lock(void) { pthread_mutex_lock(&core_mutex); }
 void ph_unlock(void) { pthread_mutex_unlock(&core_mutex); }
@@ -87,24 +87,25 @@ void ph_unlock(void) { pthread_mutex_unlock(&core_mutex); }
 static void after_fork(void) {
     pthread_mutex_init(&core_mutex, NULL);
     reset_waiters();
-    fork_child();
+    void (*in_child)(void) = atomic_load(&fork_child);
+    in_child();
 }
 
 static void register_fork(void) { pthread_atfork(ph_lock, ph_unlock, after_fork); }
 
 void ph_on_fork(void (*in_child)(void)) {
-    fork_child = in_child;
+    atomic_store(&fork_child, in_child);
     pthread_once(&fork_once, register_fork);
 }
 
 static pthread_key_t exit_key;
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
-static void (*exit_function)(void *);
+static void (*_Atomic exit_function)(void *);
 
-static void make_exit_key(void) { pthread_key_create(&exit_key, exit_function); }
+static void make_exit_key(void) { pthread_key_create(&exit_key, atomic_load(&exit_function)); }
 
 void ph_on_thread_exit(void (*at_exit)(void *), void *value) {
-    exit_function = at_exit;
+    atomic_store(&exit_function, at_exit);
     pthread_once(&exit_once, make_exit_key);
     pthread_setspecific(exit_key, value);
 }
