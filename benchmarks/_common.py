@@ -32,7 +32,9 @@ __all__ = [
     "Case",
     "Times",
     "arguments",
+    "describe",
     "errors",
+    "fma_peak",
     "machine",
     "measure",
     "ort_session",
@@ -129,13 +131,17 @@ CASES: tuple[Case, ...] = (
 
 
 def ort_session(path: Path, threads: int) -> Any:
-    """An onnxruntime session on the CPU with every optimisation."""
-    import onnxruntime
+    """An onnxruntime session on the CPU with every optimisation.
+
+    Its threads stop spinning when a run ends: they would take the core from what runs next.
+    """
+    import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -160,11 +166,14 @@ def errors(ours: Any, peer: Sequence[Any]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Times:
-    """Medians over rounds, seconds per call: of the thread's CPU time and of the wall clock."""
+    """Over rounds, seconds per call: medians of the thread's CPU time and of the wall clock.
+
+    ``best`` is the lower decile of the wall time: rounds that no neighbour disturbed.
+    """
 
     cpu: float
     wall: float
-    wall_p90: float
+    best: float
     rounds: int
 
 
@@ -200,7 +209,7 @@ def measure(
         name: Times(
             median(cpu[name]),
             median(wall[name]),
-            sorted(wall[name])[int(0.9 * (len(wall[name]) - 1))],
+            sorted(wall[name])[len(wall[name]) // 10],
             len(wall[name]),
         )
         for name in calls
@@ -264,7 +273,7 @@ def fma_peak(vector: int | None = None) -> float:
     Independent multiply-adds on registers, nothing loaded: what no kernel can exceed.
     """
     try:
-        from llvmlite import binding as llvm
+        from llvmlite import binding as llvm  # type: ignore[import-untyped]
     except ImportError:
         return float("nan")
     import ctypes
@@ -335,7 +344,8 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        text = [c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
+        pairs = zip(row, widths, strict=True)
+        text = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(pairs)]
         return "| " + " | ".join(text) + " |"
 
     marks = [":" + "-" * (w - 1) if not i else "-" * (w - 1) + ":" for i, w in enumerate(widths)]

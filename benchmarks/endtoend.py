@@ -14,9 +14,19 @@ import sys
 import time
 from typing import Any
 
-from _common import CASES, Case, arguments, describe, errors, machine, measure, ort_session, pin
+from _common import (
+    CASES,
+    Case,
+    arguments,
+    describe,
+    errors,
+    machine,
+    measure,
+    ort_session,
+    pin,
+    table,
+)
 from _common import report as write
-from _common import table
 
 HEADER = ("model", "ours ms", "ort ms", "ratio", "ours wall", "ort wall", "compile s", "abs", "rel")
 
