@@ -26,7 +26,7 @@ from packhorse.dtype import DTypeLike, dtype_name
 from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
 from packhorse.function import add_value_type
-from packhorse.native.dlpack import CPU, View, export_capsule, import_array
+from packhorse.native.dlpack import CPU, View, export_array, export_capsule, import_array
 from packhorse.native.memory import address_of, aligned_array
 from packhorse.native.plan import Slot
 
@@ -292,7 +292,7 @@ class Tensor:
         array = self.numpy()
         if copied and self._array is not None:
             array = array.copy()
-        return _export(array, max_version, copied)
+        return export_array(array, max_version, copied)
 
     def _export_block(self, max_version: tuple[int, int] | None, copy: bool | None) -> Any:
         block = self._open_block()
@@ -405,21 +405,6 @@ def from_dlpack(obj: Any) -> Tensor:
             obj._open_block()
         return obj.reshape(obj.shape) if obj._array is None else Tensor(obj._array, obj.device)
     return Tensor(import_array(obj))
-
-
-def _export(array: Array, max_version: tuple[int, int] | None, copied: bool) -> Any:
-    size = array.dtype.itemsize
-    if any(step % size for step in array.strides):
-        raise BufferError("strides that are no multiple of the element size cannot be exported")
-    view = View(
-        address_of(array),
-        array.shape,
-        tuple(step // size for step in array.strides),
-        array.dtype,
-        (CPU, 0),
-    )
-    read_only = not array.flags.writeable
-    return export_capsule(view, array, max_version=max_version, read_only=read_only, copied=copied)
 
 
 def _as_array(obj: Any) -> Array:

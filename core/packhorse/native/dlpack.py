@@ -14,9 +14,10 @@ import numpy as np
 
 from packhorse.dtype import dlpack_code, from_dlpack_code
 from packhorse.errors import ArgumentTypeError
+from packhorse.native.memory import address_of
 from packhorse.native.runtime import ffi, lib
 
-__all__ = ["CPU", "VERSION", "View", "array_of", "export_capsule", "import_array"]
+__all__ = ["CPU", "VERSION", "View", "array_of", "export_array", "export_capsule", "import_array"]
 
 VERSION = (1, 1)
 CPU = 1
@@ -92,6 +93,19 @@ def export_capsule(
     return _capsule_new(
         managed, lib.ph_dlpack_name(versioned, 0), lib.ph_dlpack_destructor(versioned)
     )
+
+
+def export_array(
+    array: np.ndarray[Any, Any], max_version: tuple[int, int] | None, copied: bool
+) -> Any:
+    """A capsule of a host array, read-only if it is not writeable. BufferError if it cannot be."""
+    size = array.dtype.itemsize
+    if any(step % size for step in array.strides):
+        raise BufferError("strides that are no multiple of the element size cannot be exported")
+    steps = tuple(step // size for step in array.strides)
+    view = View(address_of(array), array.shape, steps, array.dtype, (CPU, 0))
+    read_only = not array.flags.writeable
+    return export_capsule(view, array, max_version=max_version, read_only=read_only, copied=copied)
 
 
 def import_array(source: Any) -> np.ndarray[Any, Any]:
