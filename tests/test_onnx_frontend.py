@@ -191,6 +191,22 @@ def test_a_bomb_of_zeros_is_not_folded() -> None:
     assert [n.op for n in graph.nodes] == ["ConstantOfShape", "ReduceSum", "Add"]
 
 
+def test_norms_are_folded_at_import() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["t"]),
+        helper.make_node("BatchNormalization", ["t", "one", "one", "one", "one"], ["y"]),
+    ]
+    weights = {"w": np.ones((2, 3, 1, 1), np.float16), "one": np.ones(2, np.float16)}
+    half = TensorProto.FLOAT16
+    graph = import_onnx(
+        model(nodes, [info("x", ["n", 3, 4, 4], half)], [info("y", None, half)], weights)
+    )
+    assert graph.count_ops() == {"Conv": 1}
+    assert {a.dtype.name for a in graph.constants.values()} == {"float16"}
+    found = run(graph, x=np.ones((1, 3, 4, 4), np.float16))[0]
+    np.testing.assert_allclose(found, np.full((1, 2, 4, 4), 3), rtol=2e-3)
+
+
 def test_metadata_and_producer() -> None:
     proto = gemm(np.eye(4, dtype=np.float32))
     proto.producer_name, proto.producer_version = "tool", "1.2"
@@ -245,13 +261,33 @@ def test_opset_unknown(opset: int) -> None:
         import_onnx(proto)
 
 
+def test_scan_of_opset_8_is_refused() -> None:
+    body = helper.make_graph([helper.make_node("Neg", ["a"], ["b"])], "b", [info("a")], [info("b")])
+    node = helper.make_node("Scan", ["", "x"], ["y"], name="old", num_scan_inputs=1, body=body)
+    with pytest.raises(UnsupportedOperator, match=r"'old' \(Scan\) of opset 8 has a batch axis"):
+        import_onnx(model([node], [info("x")], [info("y")], opset=8))
+
+
 def test_converter_failure_names_node_and_operator() -> None:
     nodes = [
         helper.make_node("Softmax", ["x"], ["t"], name="fine"),
-        helper.make_node("Scan", ["t"], ["y"], name="old scan", num_scan_inputs=1),
+        helper.make_node("GlobalLpPool", ["t"], ["y"], name="old"),
     ]
-    with pytest.raises((UnsupportedOperator, ModelFormatError)):
-        import_onnx(model(nodes, [info("x")], [info("y")], opset=8))
+    proto = model(nodes, [info("x", [1, 1, 2, 2])], [info("y", None)], opset=1)
+    with pytest.raises(UnsupportedOperator, match=r"opset 1 to 21: no rule for node 'old' \(Gl"):
+        import_onnx(proto)
+
+
+def test_broadcasting_before_opset_7() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["t"]),
+        helper.make_node("Mul", ["t", "k"], ["y"], broadcast=1, axis=1),
+    ]
+    weights = {"k": np.arange(3, dtype=np.float32)}
+    proto = model(nodes, [info("x", [2, 3, 4, 4])], [info("y", [2, 3, 4, 4])], weights, opset=6)
+    x = np.ones((2, 3, 4, 4), np.float32)
+    wanted = x * np.arange(3, dtype=np.float32).reshape(3, 1, 1)
+    np.testing.assert_array_equal(run(import_onnx(proto), x=x)[0], wanted)
 
 
 def test_local_functions_are_inlined() -> None:
@@ -290,6 +326,21 @@ def test_functions_in_a_circle_are_refused() -> None:
     ]  # fmt: skip
     node = helper.make_node("A", ["x"], ["y"], domain="me")
     with pytest.raises(ModelFormatError, match="circle"):
+        import_onnx(model([node], [info("x")], [info("y")], functions=made, domains=("me",)))
+
+
+def test_functions_that_explode_are_refused() -> None:
+    made = []
+    for i in range(60):
+        calls = [
+            helper.make_node(f"F{i + 1}", ["v"], ["t"], domain="me"),
+            helper.make_node(f"F{i + 1}", ["t"], ["o"], domain="me"),
+        ]
+        made.append(
+            helper.make_function("me", f"F{i}", ["v"], ["o"], calls, [helper.make_opsetid("me", 1)])
+        )
+    node = helper.make_node("F0", ["x"], ["y"], domain="me")
+    with pytest.raises(ModelFormatError, match="more than 200000"):
         import_onnx(model([node], [info("x")], [info("y")], functions=made, domains=("me",)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TypeProto, defs, version_converter
@@ -14,6 +15,8 @@ from packhorse_onnx.functions import normal_domain, proto_bodies
 __all__ = ["all_nodes", "has_schema", "infer_types", "opset_of", "to_opset"]
 
 IR_VERSION = 10
+NUMPY_BROADCASTING = 7
+"""From this opset on arithmetic broadcasts as in NumPy; conversion to it needs shapes."""
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
@@ -58,6 +61,12 @@ def to_opset(model: ModelProto) -> ModelProto:
     changed = {n.op_type for n in all_nodes(model.graph) if _changed(n, version)}
     if version >= OPSET:
         return model
+    for node in all_nodes(model.graph):
+        if version == 8 and node.op_type == "Scan" and not normal_domain(node.domain):
+            raise UnsupportedOperator(
+                f"node '{node.name or node.output[0]}' (Scan) of opset 8 has a batch axis, which "
+                f"later opsets have not. Export the model again at opset 9 to {OPSET}"
+            )
     if not changed:
         # The stamp matters: it chooses among the function bodies ONNX gives per opset.
         for opset in model.opset_import:
@@ -65,6 +74,10 @@ def to_opset(model: ModelProto) -> ModelProto:
                 opset.version = OPSET
         return model
     model.ir_version = max(model.ir_version, IR_VERSION)
+    if version < NUMPY_BROADCASTING:
+        with suppress(Exception):  # the converter says better what is wrong
+            model = onnx.shape_inference.infer_shapes(model)
+        _align_broadcasts(model.graph)
     try:
         return version_converter.convert_version(model, OPSET)
     except Exception:
@@ -81,6 +94,39 @@ def to_opset(model: ModelProto) -> ModelProto:
             + (f": no rule for {', '.join(culprits)}" if culprits else "")
             + f" ({_first_line(error)}). Export it again at opset {OPSET}"
         ) from None
+
+
+def _align_broadcasts(graph: GraphProto) -> None:
+    """``axis`` of arithmetic before opset 7, which the converter does not know, as Unsqueeze."""
+    types: dict[str, TypeProto] = {}
+    _collect(graph, types)
+    ranks = {name: len(t.tensor_type.shape.dim) for name, t in types.items()}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        axis = next((a for a in node.attribute if a.name == "axis"), None)
+        broadcast = any(a.name == "broadcast" and a.i for a in node.attribute)
+        if axis is not None and broadcast and all(name in ranks for name in node.input):
+            left, right = (ranks[name] for name in node.input)
+            place = axis.i if axis.i >= 0 else axis.i + left
+            missing = left - place - right
+            if missing > 0:
+                made = f"{node.input[1]}~{len(nodes)}"
+                axes = list(range(right, right + missing))
+                nodes.append(onnx.helper.make_node("Unsqueeze", [node.input[1]], [made], axes=axes))
+                graph.value_info.append(
+                    onnx.helper.make_tensor_value_info(
+                        made,
+                        types[node.input[1]].tensor_type.elem_type,
+                        [d.dim_value or None for d in types[node.input[1]].tensor_type.shape.dim]
+                        + [1] * missing,
+                    )
+                )
+                node.input[1] = made
+            node.attribute.remove(axis)
+        nodes.append(node)
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _isolate_captures(graph: GraphProto, taken: set[str]) -> None:
@@ -146,15 +192,16 @@ def has_schema(op: str, version: int) -> bool:
 def _culprits(model: ModelProto, ops: set[str], version: int) -> list[str]:
     """Operators that do not convert when they stand alone."""
     found = []
+    anything = TypeProto(tensor_type=TypeProto.Tensor(elem_type=1))
+    types: dict[str, TypeProto] = {}
+    _collect(model.graph, types)
     for op in sorted(ops):
         node = next(n for n in all_nodes(model.graph) if n.op_type == op)
-        anything = TypeProto(tensor_type=TypeProto.Tensor(elem_type=1))
-        graph = onnx.helper.make_graph(
-            [node],
-            op,
-            [onnx.helper.make_value_info(n, anything) for n in dict.fromkeys(node.input) if n],
-            [onnx.helper.make_value_info(n, anything) for n in node.output if n],
+        inputs, outputs = (
+            [onnx.helper.make_value_info(n, types.get(n, anything)) for n in names if n]
+            for names in (dict.fromkeys(node.input), node.output)
         )
+        graph = onnx.helper.make_graph([node], op, inputs, outputs)
         alone = onnx.helper.make_model(
             graph, ir_version=IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", version)]
         )

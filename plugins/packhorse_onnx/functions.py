@@ -18,9 +18,8 @@ from packhorse.graph.ir import OPSET
 
 __all__ = ["MAX_NODES", "expand_local", "expand_schema", "normal_domain", "proto_bodies"]
 
-MAX_NODES = 1_000_000
+MAX_NODES = 200_000
 """Expansion stops here: a small file can describe functions that call each other exponentially."""
-MAX_ROUNDS = 64
 
 Pick = Callable[[NodeProto], FunctionProto | None]
 
@@ -44,7 +43,7 @@ def expand_local(model: onnx.ModelProto) -> None:
     Raises
     ------
     ModelFormatError
-        Functions call each other in a circle, or expand to more than a million nodes.
+        Functions call each other in a circle, or expand to more than :data:`MAX_NODES` nodes.
     """
     if not model.functions:
         return
@@ -64,14 +63,42 @@ def expand_local(model: onnx.ModelProto) -> None:
     def pick(node: NodeProto) -> FunctionProto | None:
         return table.get((normal_domain(node.domain), node.op_type, node.overload))
 
-    for _ in range(MAX_ROUNDS):
-        if not _expand_graph(model.graph, pick, _Fresh(model.graph)):
-            break
-    else:
-        raise ModelFormatError("the model's functions call each other in a circle")
+    _refuse_explosion(model.graph, pick)
+    while _expand_graph(model.graph, pick, _Fresh(model.graph)):
+        pass
     del model.functions[:]
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in opsets.items())
+
+
+def _refuse_explosion(graph: GraphProto, pick: Pick) -> None:
+    """Count the nodes expansion would give, before giving them."""
+    sizes: dict[int, int | None] = {}
+
+    def size(nodes: Iterable[NodeProto]) -> int:
+        total = 0
+        for node in nodes:
+            total += 1 + sum(size(body.node) for body in proto_bodies(node))
+            function = pick(node)
+            if function is not None:
+                if id(function) not in sizes:
+                    sizes[id(function)] = None
+                    sizes[id(function)] = size(function.node)
+                found = sizes[id(function)]
+                if found is None:
+                    raise ModelFormatError(
+                        f"function '{function.name}' calls itself, by way of others perhaps: "
+                        "the model's functions go in a circle"
+                    )
+                total += found
+        return total
+
+    made = size(graph.node)
+    if made > MAX_NODES and made > 4 * len(graph.node):
+        raise ModelFormatError(
+            f"expanding the model's functions gives {made} nodes, more than {MAX_NODES}: they "
+            "call each other many times over. The model is damaged or hostile"
+        )
 
 
 def expand_schema(
@@ -167,8 +194,6 @@ def _expand_graph(graph: GraphProto, pick: Pick, fresh: _Fresh) -> bool:
             continue
         changed = True
         nodes += _inline(node, function, fresh)
-        if len(nodes) > MAX_NODES:
-            raise ModelFormatError(f"expanding function '{function.name}' gives too many nodes")
     if changed:
         copies = [_copy(node) for node in nodes]
         del graph.node[:]
