@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def process(
     code: str, *args: str, env: Mapping[str, str] | None = None
 ) -> tuple[tuple[float, float], str]:
     """Wall and CPU seconds of a fresh interpreter from spawn to exit, and what it printed."""
-    before, began = os.times(), time.perf_counter()
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code, *args],
         env={**os.environ, **(env or {})},
@@ -97,9 +98,9 @@ def process(
     lasted = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"a process failed:\n{done.stderr}")
-    after = os.times()
-    spent = after.children_user - before.children_user
-    return (lasted, spent + after.children_system - before.children_system), done.stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return (lasted, spent), done.stdout
 
 
 def imports(repeat: int) -> list[dict[str, Any]]:
