@@ -205,3 +205,21 @@ def test_lstm(direction):
         {"w": weights(dirs, 16, 3), "r": weights(dirs, 16, 4), "b": weights(dirs, 32)},
     )  # fmt: skip
     check(graph)
+
+
+def test_constants_of_host_steps_keep_their_shape():
+    graph = graph_of(
+        [node("Relu", "x", "a"), node("ScatterND", "a where what", "out")],
+        {"x": f32(3, 2)}, ["out"],
+        {"where": np.array([[1]]), "what": np.array([[7.0, 8.0]], np.float32)},
+    )  # fmt: skip
+    build, _ = check(graph)
+    assert any(s.host for s in build.steps)
+
+
+def test_values_without_elements():
+    graph = graph_of(
+        [node("Relu", "x", "a"), node("Concat", "a y", "out", axis=0), node("Neg", "x", "none")],
+        {"x": f32(0, 3), "y": f32(2, 3)}, ["out", "none"],
+    )  # fmt: skip
+    check(graph)

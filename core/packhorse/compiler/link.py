@@ -32,9 +32,7 @@ def link(build: Build, metadata: Mapping[str, str]) -> Program:
     entries: list[Entry] = []
     current: dict[str, int] = {}
 
-    # Kernels address flat memory; people and references want shapes.
-    shaped = {*inputs, *results}
-    shaped.update(root for step in build.steps if step.host for root in _roots(step))
+    shaped = {*inputs, *results, *_host_roots(build)}
 
     def entry(root: str) -> int:
         buffer = build.roots[root]
@@ -47,25 +45,36 @@ def link(build: Build, metadata: Mapping[str, str]) -> Program:
         entry(name)
     steps = []
     for emitted in build.steps:
-        reads = tuple(current[r] for r in emitted.reads if r)
+        # what no kernel wrote has no elements
+        reads = tuple(current[r] if r in current else entry(r) for r in emitted.reads if r)
         writes = tuple(entry(w) for w in emitted.writes if w)
         attrs = encode(emitted.host) if emitted.host is not None else {}
         steps.append(Step(emitted.function, reads, writes, emitted.label, emitted.once, attrs))
+    outputs = tuple(current[r] if r in current else entry(r) for r in results)
     return Program(
         name=graph.name,
         entries=tuple(entries),
         inputs=tuple(range(len(inputs))),
         params=tuple(range(len(inputs), len(inputs) + len(build.params))),
         steps=tuple(steps),
-        outputs=tuple(current[r] for r in results),
+        outputs=outputs,
         output_names=tuple(v.name for v in graph.outputs),
         metadata=dict(metadata),
     )
 
 
 def pack_params(build: Build) -> dict[str, Array]:
-    """The parameters, each laid out flat as its kernels read it."""
-    return {name: to_storage(array, buffer) for name, (array, buffer) in build.params.items()}
+    """The parameters, each laid out as its kernels read it: flat, or shaped for the host."""
+    shaped = _host_roots(build)
+    return {
+        name: to_storage(array, buffer).reshape(buffer.shape if name in shaped else -1)
+        for name, (array, buffer) in build.params.items()
+    }
+
+
+def _host_roots(build: Build) -> set[str]:
+    """What steps of the host touch: kernels address flat memory, references want shapes."""
+    return {root for step in build.steps if step.host for root in _roots(step)}
 
 
 def _intervals(build: Build) -> list[Interval]:

@@ -48,12 +48,14 @@ def views(flat: Array, buffer: Buffer) -> Iterator[tuple[tuple[slice, ...], Arra
             choices.append((slice(cut, extent), (1, tail), (0, dim.step), whole * dim.block_step))
         parts.append(choices)
     item = flat.dtype.itemsize
+    # as_strided does not know dtypes of ml_dtypes: stride over their bits
+    bits = flat if flat.dtype.isbuiltin == 1 else flat.view(f"u{item}")
     for choice in itertools.product(*parts):
         start = buffer.offset + sum(part[3] for part in choice)
         shape = [n for part in choice for n in part[1]]
         steps = [s for part in choice for s in part[2]]
-        view = np.lib.stride_tricks.as_strided(flat[start:], shape, [s * item for s in steps])
-        yield tuple(part[0] for part in choice), view
+        view = np.lib.stride_tricks.as_strided(bits[start:], shape, [s * item for s in steps])
+        yield tuple(part[0] for part in choice), view.view(flat.dtype)
 
 
 def to_storage(array: Array, buffer: Buffer, out: Array | None = None) -> Array:
