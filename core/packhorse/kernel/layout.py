@@ -18,12 +18,13 @@ _Part: TypeAlias = tuple[slice, tuple[int, ...], tuple[int, ...], int]
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a kernel dtype (bfloat16 comes from ml_dtypes when it is installed)."""
-    if name == "bfloat16":
+    """The NumPy dtype of a kernel dtype (bfloat16 and the like come from ml_dtypes)."""
+    try:
+        found: np.dtype[Any] = np.dtype(name)
+    except TypeError:
         import ml_dtypes
 
-        name = ml_dtypes.bfloat16
-    found: np.dtype[Any] = np.dtype(name)
+        found = np.dtype(getattr(ml_dtypes, name))
     return found
 
 
