@@ -20,7 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 IR_VERSION = 10
 OPSET = 17
-IMAGE = ("x", "float32", ["batch", 3, 224, 224])
+Dims = Sequence[int | str]
+LOGITS: Dims = ["batch", 1000]
+IMAGE: tuple[str, str, Dims] = ("x", "float32", ["batch", 3, 224, 224])
 
 
 class Net:
@@ -82,8 +84,8 @@ class Net:
         return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-12)
 
     def model(
-        self, name: str, inputs: Sequence[tuple[str, str, Sequence[int | str]]],
-        outputs: Sequence[tuple[str, Sequence[int | str]]], opset: int = OPSET,
+        self, name: str, inputs: Sequence[tuple[str, str, Dims]],
+        outputs: Sequence[tuple[str, Dims]], opset: int = OPSET,
     ) -> onnx.ModelProto:  # fmt: skip
         kinds = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
         graph = helper.make_graph(
@@ -119,7 +121,7 @@ def _resnet(name: str, seed: int, blocks: Sequence[int], bottleneck: bool) -> on
             width = mid * grow
             x = net.op("Relu", net.op("Add", y, x))
     x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
-    return net.model(name, [IMAGE], [(net.linear(x, width, 1000), ["batch", 1000])])
+    return net.model(name, [IMAGE], [(net.linear(x, width, 1000), LOGITS)])
 
 
 def resnet18() -> onnx.ModelProto:
@@ -153,7 +155,7 @@ def mobilenet_v2() -> onnx.ModelProto:
             width = c
     x = relu6(net.bn(net.conv(x, width, 1280, 1), 1280))
     x = net.op("Flatten", net.op("GlobalAveragePool", x), axis=1)
-    return net.model("mobilenet_v2", [IMAGE], [(net.linear(x, 1280, 1000), ["batch", 1000])])
+    return net.model("mobilenet_v2", [IMAGE], [(net.linear(x, 1280, 1000), LOGITS)])
 
 
 def squeezenet1_1() -> onnx.ModelProto:
@@ -174,7 +176,7 @@ def squeezenet1_1() -> onnx.ModelProto:
         x, width = net.op("Concat", *both, axis=1), 2 * wide
         x = pool(x) if i in (1, 3) else x
     x = net.op("GlobalAveragePool", conv(x, width, 1000, 1))
-    return net.model("squeezenet1_1", [IMAGE], [(net.op("Flatten", x), ["batch", 1000])])
+    return net.model("squeezenet1_1", [IMAGE], [(net.op("Flatten", x), LOGITS)])
 
 
 def _attention(net: Net, x: str, mask: str, batch: str, seq: str, hidden: int, heads: int) -> str:
@@ -262,7 +264,7 @@ def build(name: str, directory: Path | None = None) -> Path:
     ``directory`` defaults to ``random/`` under the models directory of ``fetch_models``.
     """
     if directory is None:
-        from fetch_models import models_dir
+        from fetch_models import models_dir  # type: ignore[import-not-found, unused-ignore]
 
         directory = models_dir() / "random"
     path = directory / f"{name}.onnx"

@@ -95,7 +95,9 @@ class _Work:
         kept = []
         for node in self.graph.nodes:
             rule = None if node.domain or subgraphs(node) else rules.get(node.op)
-            if rule is None or not rule(self, node):
+            with np.errstate(all="ignore"):  # weights may hold anything
+                consumed = rule is not None and rule(self, node)
+            if not consumed:
                 kept.append(node)
                 self.makers.update((name, node) for name in node.outputs if name)
         self.graph.nodes = kept
