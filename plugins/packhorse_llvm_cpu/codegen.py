@@ -6,8 +6,8 @@ import functools
 import hashlib
 import threading
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import packhorse.compiler.llvm_text as _text_module
 from packhorse.compiler.llvm_text import emit_llvm
@@ -21,8 +21,8 @@ from packhorse_llvm_cpu.module import JitModule
 __all__ = ["Codegen"]
 
 _SOURCES = (
-    "access", "accumulate", "llvm_builder", "llvm_math", "llvm_ops", "llvm_text", "lower_cpu",
-    "memory", "schedule",
+    "access", "accumulate", "evaluate", "llvm_builder", "llvm_math", "llvm_num", "llvm_ops",
+    "llvm_power", "llvm_text", "lower_cpu", "memory", "schedule",
 )  # fmt: skip
 _LOCK = threading.Lock()  # LLVM contexts are not shared between threads
 
@@ -42,16 +42,14 @@ class Codegen:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._llvm: Any = llvm_module()
+        self._llvm = llvm_module()
         machine = self._llvm.Target.from_triple(target.triple)
         options = {"cpu": target.cpu, "features": target.feature_string, "opt": 1}
         self._machine = machine.create_target_machine(reloc="pic", codemodel="default", **options)
         self._tuning = self._llvm.create_pipeline_tuning_options(speed_level=1)
         jit_machine = machine.create_target_machine(jit=True, **options)
         self._jit = self._llvm.create_lljit_compiler(jit_machine)
-        import llvmlite
-
-        versions = f"{llvmlite.__version__} {self._llvm.llvm_version_info}"
+        versions = f"{version('llvmlite')} {self._llvm.llvm_version_info}"
         self._salt = f"{versions} {target!r} {_generator()}"
         self._cache = ObjectCache()
 

@@ -24,6 +24,7 @@ class LlvmCpuDevice(HostDevice):
     """``llvm-cpu``: compiles kernels with LLVM and runs them on the host."""
 
     def __init__(self, info: BackendInfo, index: int, options: Mapping[str, Any]) -> None:
+        self._target = host_target()  # before the base class asks what this device can do
         super().__init__(info, index, options)
         cpu = str(options.get("cpu") or "")
         host = host_target(threads=self.threads)

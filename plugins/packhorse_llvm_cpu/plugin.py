@@ -58,8 +58,7 @@ class LlvmCpuBackend:
         from packhorse.compiler.target import llvm_module
         from packhorse.cpu import host_name, total_memory
 
-        binding: Any = llvm_module()
-        version = ".".join(map(str, binding.llvm_version_info))
+        version = ".".join(map(str, llvm_module().llvm_version_info))
         yield DeviceInfo(INFO.name, 0, host_name(), total_memory(), driver=f"LLVM {version}")
 
 

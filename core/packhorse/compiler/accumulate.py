@@ -11,7 +11,8 @@ from packhorse.compiler.llvm_ops import combine, convert, neutral, register
 from packhorse.kernel.expr import Call, Reduce
 
 if TYPE_CHECKING:
-    from packhorse.compiler.lower_cpu import CpuLowering, Point
+    from packhorse.compiler.evaluate import Point
+    from packhorse.compiler.lower_cpu import CpuLowering
 
 __all__ = ["Accumulate"]
 
@@ -67,10 +68,10 @@ class Accumulate:
             return
         (name, extent), rest = loops[0], loops[1:]
         if extent == 1:
-            bound = self.low.bound_at(self.b.int(0), 0, 0)
+            bound = self.low.bound_at(self.b.integer(0), 0, 0)
             self.low._bind(name, bound, lambda: self._outer(rest))
             return
-        with self.b.loop(self.b.int(0), self.b.int(extent)) as index:
+        with self.b.loop(self.b.integer(0), self.b.integer(extent)) as index:
             self.low._bind(name, self.low.bound_at(index, 1, 0), lambda: self._outer(rest))
 
     def _inner(self) -> None:
@@ -81,12 +82,12 @@ class Accumulate:
         width = self.lanes.width if self.rows else 1
         step = width * self.factor
         full, rest = divmod(extent, step)
-        zero = self.b.int(0)
+        zero = self.b.integer(0)
         if full == 1:
             bound = self.low.bound_at(zero, 0, 0)
             self.low._bind(name, bound, lambda: self._steps({}, self.factor, None))
         elif full:
-            with self.b.loop(zero, self.b.int(full)) as index:
+            with self.b.loop(zero, self.b.integer(full)) as index:
                 bound = self.low.bound_at(index, step, 0)
                 self.low._bind(name, bound, lambda: self._steps({}, self.factor, None))
         if rest:
@@ -102,7 +103,7 @@ class Accumulate:
         for offsets in itertools.product(*ranges):
             base = dict(zip(self.whole, offsets, strict=True))
             for name in self.whole:
-                self.low.bound[name] = self.low.bound_at(self.b.int(0), 0, 0)
+                self.low.bound[name] = self.low.bound_at(self.b.integer(0), 0, 0)
             for turn in range(count):
                 here = dict(base)
                 if self.inner is not None:

@@ -123,7 +123,7 @@ class Builder:
 
     # -- literals, lanes ------------------------------------------------------------------------
 
-    def int(self, value: int, element: str = "i64", lanes: int = 0) -> Val:
+    def integer(self, value: int, element: str = "i64", lanes: int = 0) -> Val:
         """An integer literal (wrapped to the type's width)."""
         bits = int(element[1:])
         value &= (1 << bits) - 1
@@ -133,7 +133,7 @@ class Builder:
         name = f"splat ({element} {text})" if lanes else text
         return Val(name, element, lanes, 0, value)
 
-    def float(self, value: float, element: str, lanes: int = 0) -> Val:
+    def real(self, value: float, element: str, lanes: int = 0) -> Val:
         """A floating-point literal."""
         text = float_text(value, element)
         return Val(f"splat ({element} {text})" if lanes else text, element, lanes, 0, value)
@@ -144,8 +144,8 @@ class Builder:
             return value
         if value.const is not None:
             if value.type.startswith("i"):
-                return self.int(int(value.const), value.type, lanes)
-            return self.float(value.const, value.type, lanes)
+                return self.integer(int(value.const), value.type, lanes)
+            return self.real(value.const, value.type, lanes)
         kind = vector_type(value.type, lanes)
         move = FREE if value.type.startswith("i") and value.type != "i1" else VALUE
         one = self.inst(
@@ -240,7 +240,7 @@ class Builder:
     def add(self, a: Val, b: Val) -> Val:
         """Integer sum with literals folded."""
         if a.const is not None and b.const is not None and not a.lanes and not b.lanes:
-            return self.int(int(a.const) + int(b.const), a.type)
+            return self.integer(int(a.const) + int(b.const), a.type)
         if a.const == 0 and not (a.lanes and not b.lanes):
             return b
         if b.const == 0 and not (b.lanes and not a.lanes):
@@ -250,10 +250,10 @@ class Builder:
     def mul(self, a: Val, factor: int) -> Val:
         """Integer product with a literal."""
         if a.const is not None:
-            return self.int(int(a.const) * factor, a.type, a.lanes)
+            return self.integer(int(a.const) * factor, a.type, a.lanes)
         if factor in (0, 1):
-            return a if factor else self.int(0, a.type, a.lanes)
-        return self.binary("mul", a, self.int(factor, a.type))
+            return a if factor else self.integer(0, a.type, a.lanes)
+        return self.binary("mul", a, self.integer(factor, a.type))
 
     def offset(self, pointer: Val, index: Val, element: str) -> Val:
         """``&pointer[index]`` in elements."""

@@ -8,104 +8,13 @@ N. Juffa; float64 log, sin, cos, erf: fdlibm; tanh: Cephes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from packhorse.compiler.llvm_builder import Builder, Val
+from packhorse.compiler.llvm_builder import Val
+from packhorse.compiler.llvm_num import Num, native_round, split, truncate
 
-__all__ = ["FLOAT", "Num", "exp", "log"]
-
-
-class Num:
-    """A float value with Python operators; numbers become literals of its type."""
-
-    __slots__ = ("b", "v")
-
-    def __init__(self, b: Builder, v: Val) -> None:
-        self.b, self.v = b, v
-
-    def of(self, x: Num | float) -> Val:
-        """An operand as a value of this type."""
-        return x.v if isinstance(x, Num) else self.b.float(x, self.v.type)
-
-    def __add__(self, x: Num | float) -> Num:
-        return Num(self.b, self.b.binary("fadd", self.v, self.of(x)))
-
-    def __sub__(self, x: Num | float) -> Num:
-        return Num(self.b, self.b.binary("fsub", self.v, self.of(x)))
-
-    def __rsub__(self, x: float) -> Num:
-        return Num(self.b, self.b.binary("fsub", self.of(x), self.v))
-
-    def __mul__(self, x: Num | float) -> Num:
-        return Num(self.b, self.b.binary("fmul", self.v, self.of(x)))
-
-    def __truediv__(self, x: Num | float) -> Num:
-        return Num(self.b, self.b.binary("fdiv", self.v, self.of(x)))
-
-    def __rtruediv__(self, x: float) -> Num:
-        return Num(self.b, self.b.binary("fdiv", self.of(x), self.v))
-
-    def __neg__(self) -> Num:
-        text = f"fneg {self.v}"
-        return Num(self.b, self.b.inst(text, self.v.type, self.v.lanes, [self.v], "value"))
-
-    def __abs__(self) -> Num:
-        return Num(self.b, self.b.intrinsic("fabs", self.v))
-
-    def fma(self, m: Num | float, a: Num | float) -> Num:
-        """``self * m + a``."""
-        return Num(self.b, self.b.fma(self.v, self.of(m), self.of(a)))
-
-    def poly(self, coefs: Sequence[float]) -> Num:
-        """Horner, highest power first."""
-        acc: Num | float = coefs[0]
-        for c in coefs[1:]:
-            acc = self.fma(acc, c)
-        return acc if isinstance(acc, Num) else Num(self.b, self.of(acc))
-
-    def test(self, how: str, x: Num | float) -> Val:
-        """``fcmp how``."""
-        return self.b.compare(f"fcmp {how}", self.v, self.of(x))
-
-    def where(self, condition: Val, other: Num | float) -> Num:
-        """``condition ? self : other``."""
-        return Num(self.b, self.b.select(condition, self.v, self.of(other)))
-
-    def at_least(self, low: float) -> Num:
-        """``max(self, low)``, NaN kept."""
-        return Num(self.b, self.b.select(self.test("olt", low), self.of(low), self.v))
-
-    def at_most(self, high: float) -> Num:
-        """``min(self, high)``, NaN kept."""
-        return Num(self.b, self.b.select(self.test("ogt", high), self.of(high), self.v))
-
-    @property
-    def double(self) -> bool:
-        """True for float64."""
-        return self.v.type == "double"
-
-    @property
-    def bits(self) -> Val:
-        """The bit pattern as an integer."""
-        return self.b.convert("bitcast", self.v, "i64" if self.double else "i32")
-
-    def from_bits(self, bits: Val) -> Num:
-        """A float of this type from its bit pattern."""
-        return Num(self.b, self.b.convert("bitcast", bits, self.v.type))
-
-    def to_int(self) -> Val:
-        """Truncated to an integer of the same width (saturating, so that it never is poison)."""
-        return self.b.intrinsic("fptosi.sat", self.v, element="i64" if self.double else "i32")
-
-    def copysign(self, sign: Num) -> Num:
-        """Magnitude of self, sign of the other."""
-        return Num(self.b, self.b.intrinsic("copysign", self.v, sign.v))
-
-    def nearest(self) -> Num:
-        """Nearest integer, half to even, for magnitudes below 2^22 (2^51)."""
-        magic = 1.5 * 2.0 ** (52 if self.double else 23)
-        return (self + magic) - magic
+__all__ = ["FLOAT", "exp_of"]
 
 
 def _scale(x: Num, n: Num) -> Num:
@@ -121,10 +30,10 @@ def _scale(x: Num, n: Num) -> Num:
         return Num(b, b.call_raw(name, args, kind, x.v.type, lanes))
     bias, shift = (1023, 52) if x.double else (127, 23)
     whole = n.to_int()
-    half = b.binary("ashr", whole, b.int(1, whole.type))
+    half = b.binary("ashr", whole, b.integer(1, whole.type))
     for part in (half, b.binary("sub", whole, half)):
-        biased = b.binary("add", part, b.int(bias, whole.type))
-        x = x * x.from_bits(b.binary("shl", biased, b.int(shift, whole.type)))
+        biased = b.binary("add", part, b.integer(bias, whole.type))
+        x = x * x.from_bits(b.binary("shl", biased, b.integer(shift, whole.type)))
     return x
 
 
@@ -133,7 +42,8 @@ _EXP32 = (1.37805939e-3, 8.37312452e-3, 4.16695364e-2, 1.66664720e-1, 4.99999851
 _EXP64 = tuple(float(Fraction(1, math.factorial(k))) for k in range(13, -1, -1))
 
 
-def _exp(x: Num) -> Num:
+def exp_of(x: Num) -> Num:
+    """e ** x, 1 ulp; overflows to inf, underflows through denormals."""
     if x.double:
         x = x.at_least(-746.0).at_most(710.0)
         n = (x * (1.0 / _LN2)).nearest()
@@ -152,24 +62,8 @@ _LOG64 = (
 )  # fmt: skip
 
 
-def _split(x: Num) -> tuple[Num, Num]:
-    """``m, e`` with ``x = m * 2**e`` and m in [2/3, 4/3) for positive finite x."""
-    b = x.b
-    tiny = x.test("olt", 2.0**-1022 if x.double else 2.0**-126)
-    power = 54.0 if x.double else 23.0
-    x = (x * 2.0**power).where(tiny, x)
-    word, shift = ("i64", 52) if x.double else ("i32", 23)
-    origin = 0x3FE5555500000000 if x.double else 0x3F2AAAAB
-    bits = x.bits
-    delta = b.binary("sub", bits, b.int(origin, word))
-    exponent = b.binary("ashr", delta, b.int(shift, word))
-    moved = b.binary("sub", bits, b.binary("shl", exponent, b.int(shift, word)))
-    e = Num(b, b.convert("sitofp", exponent, x.v.type))
-    return x.from_bits(moved), (e - power).where(tiny, e)
-
-
 def _log(x: Num) -> Num:
-    m, e = _split(x)
+    m, e = split(x)
     f = m - 1.0
     if x.double:
         s = f / (f + 2.0)
@@ -194,7 +88,7 @@ def _log_edges(x: Num, y: Num) -> Num:
 
 
 def _sigmoid(x: Num) -> Num:
-    z = _exp(-abs(x))
+    z = exp_of(-abs(x))
     one = Num(x.b, x.of(1.0))
     return one.where(x.test("oge", 0.0), z) / (z + 1.0)
 
@@ -211,7 +105,7 @@ def _tanh(x: Num) -> Num:
         small = (x * s).fma(s.poly(_TANH64_P) / s.poly(_TANH64_Q), x)
     else:
         small = (s.poly(_TANH32) * s).fma(x, x)
-    large = 1.0 - 2.0 / (_exp((a + a)) + 1.0)
+    large = 1.0 - 2.0 / (exp_of(a + a) + 1.0)
     return small.where(a.test("olt", 0.625 if x.double else 0.55), large.copysign(x))
 
 
@@ -220,7 +114,7 @@ def _erf32(x: Num) -> Num:
     r = t.fma(-1.72853470e-5, 3.83197126e-4)
     u = t.fma(-3.88396438e-3, 2.42546219e-2)
     r = r.fma(s, u).fma(t, -1.06777877e-1).fma(t, -6.34846687e-1).fma(t, -1.28717512e-1)
-    big = (1.0 - _exp(r.fma(t, -t))).copysign(x)
+    big = (1.0 - exp_of(r.fma(t, -t))).copysign(x)
     # for |x| > 4 the polynomial may turn: erf is 1 there
     big = big.where(t.test("ule", 4.0), Num(x.b, x.of(1.0)).copysign(x))
     small = s.poly(
@@ -279,7 +173,7 @@ def _erf64(x: Num) -> Num:
     near = inverse.poly(_ERF_RA) / inverse.poly(_ERF_SA)
     far = inverse.poly(_ERF_RB) / inverse.poly(_ERF_SB)
     tail = near.where(a.test("olt", 1.0 / 0.35), far)
-    large = 1.0 - _exp(tail - t * t - 0.5625) / t
+    large = 1.0 - exp_of(tail - t * t - 0.5625) / t
     y = middle.where(a.test("olt", 1.25), large)
     y = y.where(a.test("ule", 6.0), Num(x.b, x.of(1.0)))
     y = y.where(a.test("ord", a), a).copysign(x)
@@ -310,155 +204,28 @@ def _circular(x: Num, quarter: int) -> Num:
     r = wide
     for part in _PIO2:
         r = n.fma(-part, r)
-    k = b.binary("add", n.at_least(-(2.0**50)).at_most(2.0**50).to_int(), b.int(quarter, "i64"))
+    k = b.binary("add", n.at_least(-(2.0**50)).at_most(2.0**50).to_int(), b.integer(quarter, "i64"))
     z = r * r
     sine = (z * r).fma(z.poly(_SIN), r)
     half = z * 0.5
     whole = 1.0 - half
     cosine = whole + ((1.0 - whole) - half + z * z * z.poly(_COS))
-    odd = b.compare("icmp ne", b.binary("and", k, b.int(1, "i64")), b.int(0, "i64"))
+    odd = b.compare("icmp ne", b.binary("and", k, b.integer(1, "i64")), b.integer(0, "i64"))
     y = cosine.where(odd, sine)
-    flip = b.compare("icmp ne", b.binary("and", k, b.int(2, "i64")), b.int(0, "i64"))
+    flip = b.compare("icmp ne", b.binary("and", k, b.integer(2, "i64")), b.integer(0, "i64"))
     y = (-y).where(flip, y)
     y = y.where(abs(wide).test("olt", math.inf), math.nan)
     return Num(b, b.convert("fptrunc", y.v, "float")) if single else y
 
 
-_ATANH64 = tuple(2.0 / (2 * k + 1) for k in range(13, 1, -1))
-
-
-def _log_pair(x: Num) -> tuple[Num, Num]:
-    """log of a positive finite double as an unevaluated sum, good to about 2^-65."""
-    m, e = _split(x)
-    f = m - 1.0
-    g = f + 2.0
-    s = f / g
-    g_low = f - (g - 2.0)
-    s_low = ((-s).fma(g, f) - s * g_low) / g
-    z = s * s
-    # log(m) = 2 atanh(s) = 2s + s*z*R(z); R's leading 2/3 is the largest term and needs its own low part
-    tail = s * z
-    tail_low = (s.fma(z, -tail)) + s * s.fma(s, -z)
-    r = z * z.poly(_ATANH64)
-    third = 2.0 / 3.0
-    p = tail * third
-    p_low = tail.fma(third, -p) + tail * 3.700743415417188e-17 + tail_low * third + tail * r
-    high = s + s
-    total = high + p
-    low = (high - total) + p + (s_low + s_low) + s_low * z * 2.0 + p_low
-    ln2_high, ln2_low = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-    big = e * ln2_high  # exact: ln2_high has 33 bits
-    y = big + total
-    back = y - big
-    y_low = (big - (y - back)) + (total - back) + low + e * ln2_low
-    out = y + y_low
-    return out, (y - out) + y_low
-
-
-def _pow64(x: Num, y: Num) -> Num:
-    a = abs(x)
-    high, low = _log_pair(a)
-    p = y * high
-    p_low = y.fma(high, -p) + y * low
-    p_low = p_low.where(abs(p).test("olt", math.inf), 0.0)
-    clipped = p.at_least(-800.0).at_most(800.0)
-    r = _exp(clipped)
-    r = r.fma(p_low.where(abs(clipped).test("olt", 750.0), 0.0), r).where(
-        r.test("olt", math.inf), r
-    )
-    return _pow_edges(x, y, a, r)
-
-
-def _pow_edges(x: Num, y: Num, a: Num, r: Num) -> Num:
-    """Signs, zeros, infinities and NaN as C99 has them."""
-    b = x.b
-    inf, zero, one = (Num(b, x.of(v)) for v in (math.inf, 0.0, 1.0))
-    rises = y.test("ogt", 0.0)
-    r = zero.where(rises, inf).where(a.test("oeq", 0.0), r)
-    r = inf.where(rises, zero).where(a.test("oeq", math.inf), r)
-    grows = b.binary("xor", a.test("ogt", 1.0), y.test("olt", 0.0))
-    r = inf.where(grows, zero).where(abs(y).test("oeq", math.inf), r)
-    whole = _truncate(y)
-    integral = whole.test("oeq", y)
-    halved = y * 0.5
-    odd = b.binary("and", integral, _truncate(halved).test("une", halved))
-    negative = b.compare("icmp slt", x.bits, b.int(0, "i64"))
-    r = (-r).where(b.binary("and", odd, negative), r)
-    finite = b.binary("and", x.test("olt", 0.0), x.test("ogt", -math.inf))
-    outside = b.binary("and", finite, b.binary("xor", integral, b.int(1, "i1")))
-    r = Num(b, x.of(math.nan)).where(outside, r)
-    r = (x + y).where(x.test("uno", y), r)
-    r = one.where(a.test("oeq", 1.0), r).where(
-        b.binary("and", a.test("oeq", 1.0), abs(y).test("oeq", math.inf)), r
-    )
-    return one.where(b.binary("or", y.test("oeq", 0.0), x.test("oeq", 1.0)), r)
-
-
-def _pow(x: Num, y: Num) -> Num:
-    known = y.v.const
-    if known in (0.5, 1.0, 2.0, 3.0, -1.0):
-        simple: Mapping[float, Callable[[], Num]] = {
-            0.5: lambda: _sqrt_power(x),
-            1.0: lambda: x,
-            2.0: lambda: x * x,
-            3.0: lambda: x * x * x,
-            -1.0: lambda: 1.0 / x,
-        }
-        return simple[float(known)]()
-    if x.double:
-        return _pow64(*(Num(x.b, v) for v in x.b.same_lanes(x.v, y.v)))
-    b = x.b
-    args = b.same_lanes(x.v, y.v)
-    wide = [Num(b, b.convert("fpext", v, "double")) for v in args]
-    return Num(b, b.convert("fptrunc", _pow64(*wide).v, "float"))
-
-
-def _sqrt_power(x: Num) -> Num:
-    """pow(x, 0.5): differs from sqrt at -0 and -inf only."""
-    root = Num(x.b, x.b.intrinsic("sqrt", (x + 0.0).v))
-    return Num(x.b, x.of(math.inf)).where(x.test("oeq", -math.inf), root)
-
-
-def _fmod(x: Num, y: Num) -> Num:
-    """Remainder with the sign of x; exact while the quotient is below 2^53."""
-    b = x.b
-    args = b.same_lanes(x.v, y.v)
-    p, q = (Num(b, b.convert("fpext", v, "double") if v.type == "float" else v) for v in args)
-    divisor = abs(q)
-    quotient = _truncate(p / divisor)
-    r = (-quotient).fma(divisor, p)
-    # the quotient may have been rounded across an integer
-    low = b.binary("and", r.test("olt", 0.0), p.test("ogt", 0.0))
-    high = b.binary("and", r.test("ogt", 0.0), p.test("olt", 0.0))
-    r = (r + divisor).where(low, r)
-    r = (r - divisor).where(high, r)
-    over = abs(r).test("oge", divisor)
-    r = (r - divisor.copysign(p)).where(over, r)
-    r = r.copysign(p)
-    finite = b.binary("and", abs(p).test("olt", math.inf), divisor.test("oeq", math.inf))
-    r = p.where(finite, r)
-    return Num(b, b.convert("fptrunc", r.v, "float")) if args[0].type == "float" else r
-
-
-def _native_round(b: Builder) -> bool:
-    return b.target.has("sse4.1") or not b.target.arch.startswith("x86")
-
-
-def _truncate(x: Num) -> Num:
-    if _native_round(x.b):
-        return Num(x.b, x.b.intrinsic("trunc", x.v))
-    whole = Num(x.b, x.b.convert("sitofp", x.to_int(), x.v.type)).copysign(x)
-    return whole.where(abs(x).test("olt", 2.0 ** (52 if x.double else 23)), x)
-
-
 def _rounder(name: str) -> Callable[[Num], Num]:
     def emit(x: Num) -> Num:
-        if _native_round(x.b):
+        if native_round(x.b):
             return Num(x.b, x.b.intrinsic(name, x.v))
         if name == "roundeven":
             small = abs(x) + 2.0 ** (52 if x.double else 23) - 2.0 ** (52 if x.double else 23)
         else:
-            t = _truncate(x)
+            t = truncate(x)
             step, how = (-1.0, "ogt") if name == "floor" else (1.0, "olt")
             return (t + step).where(t.test(how, x), t).copysign(x)
         return small.copysign(x).where(
@@ -477,23 +244,9 @@ def _unary(fn: Callable[[Num], Num]) -> Callable[..., Val]:
     return lambda b, v: fn(Num(b, v)).v
 
 
-def _binary(fn: Callable[[Num, Num], Num]) -> Callable[..., Val]:
-    return lambda b, v, w: fn(Num(b, v), Num(b, w)).v
-
-
-def exp(b: Builder, value: Val) -> Val:
-    """Natural exponential, 1 ulp; overflows to inf, underflows through denormals."""
-    return _exp(Num(b, value)).v
-
-
-def log(b: Builder, value: Val) -> Val:
-    """Natural logarithm, 1 ulp; log(0) = -inf, of a negative number NaN."""
-    return _log(Num(b, value)).v
-
-
 FLOAT: Mapping[str, Callable[..., Val]] = {
-    "exp": exp,
-    "log": log,
+    "exp": _unary(exp_of),
+    "log": _unary(_log),
     "sigmoid": _unary(_sigmoid),
     "tanh": _unary(_tanh),
     "erf": _unary(_erf),
@@ -506,9 +259,7 @@ FLOAT: Mapping[str, Callable[..., Val]] = {
     "sign": _unary(_sign),
     "floor": _unary(_rounder("floor")),
     "ceil": _unary(_rounder("ceil")),
-    "trunc": _unary(_truncate),
+    "trunc": _unary(truncate),
     "round": _unary(_rounder("roundeven")),
-    "pow": _binary(_pow),
-    "mod": _binary(_fmod),
 }
 """Floating-point operations that are not one arithmetic instruction."""

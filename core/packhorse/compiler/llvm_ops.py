@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from packhorse.compiler import llvm_math as fm
 from packhorse.compiler.llvm_builder import Builder, Val
+from packhorse.compiler.llvm_math import FLOAT
+from packhorse.compiler.llvm_num import Num
+from packhorse.compiler.llvm_power import fmod, power
 from packhorse.errors import CompileError
 from packhorse.kernel.expr import COMBINES, Const, is_float
 
@@ -64,8 +66,8 @@ def constant(b: Builder, node: Const) -> Val:
     """A literal as a scalar value."""
     element = register(node.dtype)
     if is_float(node.dtype):
-        return b.float(float(node.value), element)
-    return b.int(int(node.value), element)
+        return b.real(float(node.value), element)
+    return b.integer(int(node.value), element)
 
 
 def limits(dtype: str) -> tuple[int, int]:
@@ -80,10 +82,10 @@ def neutral(b: Builder, how: str, dtype: str, lanes: int) -> Val:
     """Neutral element of a combine."""
     value = COMBINES[how]
     if is_float(dtype):
-        return b.float(value, register(dtype), lanes)
+        return b.real(value, register(dtype), lanes)
     low, high = limits(dtype)
     exact = {"sum": 0, "prod": 1, "max": low, "min": high}[how]
-    return b.int(exact, register(dtype), lanes)
+    return b.integer(exact, register(dtype), lanes)
 
 
 _COMBINE_OPS = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}
@@ -100,11 +102,11 @@ def combine(b: Builder, how: str, dtype: str, a: Val, x: Val) -> Val:
 def from_memory(b: Builder, dtype: str, raw: Val) -> Val:
     """Register value of what was loaded as the memory type."""
     if dtype == "bool":
-        return b.compare("icmp ne", raw, b.int(0, "i8"))
+        return b.compare("icmp ne", raw, b.integer(0, "i8"))
     if dtype == "float16":
         return _half_to_float(b, raw)
     if dtype == "bfloat16":
-        wide = b.binary("shl", b.convert("zext", raw, "i32"), b.int(16, "i32"))
+        wide = b.binary("shl", b.convert("zext", raw, "i32"), b.integer(16, "i32"))
         return b.convert("bitcast", wide, "float")
     return raw
 
@@ -128,20 +130,23 @@ def _half_to_float(b: Builder, raw: Val) -> Val:
     if _has_half(b):
         return b.convert("fpext", raw, "float")
     bits = b.convert("zext", b.convert("bitcast", raw, "i16"), "i32")
-    sign = b.binary("shl", b.binary("and", bits, b.int(0x8000, "i32")), b.int(16, "i32"))
-    rest = b.binary("shl", b.binary("and", bits, b.int(0x7FFF, "i32")), b.int(13, "i32"))
+    sign = b.binary("shl", b.binary("and", bits, b.integer(0x8000, "i32")), b.integer(16, "i32"))
+    rest = b.binary("shl", b.binary("and", bits, b.integer(0x7FFF, "i32")), b.integer(13, "i32"))
     # scaling by 2^112 moves the exponent and normalises denormals in one exact multiplication
-    value = b.binary("fmul", b.convert("bitcast", rest, "float"), b.float(2.0**112, "float"))
-    special = b.compare("icmp uge", rest, b.int(0x7C00 << 13, "i32"))
+    value = b.binary("fmul", b.convert("bitcast", rest, "float"), b.real(2.0**112, "float"))
+    special = b.compare("icmp uge", rest, b.integer(0x7C00 << 13, "i32"))
     whole = b.convert("bitcast", value, "i32")
-    whole = b.select(special, b.binary("or", rest, b.int(0x7F800000, "i32")), whole)
+    whole = b.select(special, b.binary("or", rest, b.integer(0x7F800000, "i32")), whole)
     return b.convert("bitcast", b.binary("or", whole, sign), "float")
 
 
 def _float_to_half(b: Builder, value: Val) -> Val:
     if _has_half(b):
         return b.convert("fptrunc", value, "half")
-    i32 = lambda n: b.int(n, "i32")  # noqa: E731
+
+    def i32(n: int) -> Val:
+        return b.integer(n, "i32")
+
     bits = b.convert("bitcast", value, "i32")
     sign = b.binary("and", b.binary("lshr", bits, i32(16)), i32(0x8000))
     mag = b.binary("and", bits, i32(0x7FFFFFFF))
@@ -149,7 +154,7 @@ def _float_to_half(b: Builder, value: Val) -> Val:
     rounded = b.binary("add", b.binary("add", mag, i32(0xC8000FFF)), odd)  # rebias, half to even
     normal = b.binary("lshr", rounded, i32(13))
     # below 2^-14 let the adder round: 0.5 + x has a ulp of 2^-24
-    tiny = b.binary("fadd", b.convert("bitcast", mag, "float"), b.float(0.5, "float"))
+    tiny = b.binary("fadd", b.convert("bitcast", mag, "float"), b.real(0.5, "float"))
     denormal = b.binary("sub", b.convert("bitcast", tiny, "i32"), i32(0x3F000000))
     out = b.select(b.compare("icmp ult", mag, i32(0x38800000)), denormal, normal)
     out = b.select(b.compare("icmp uge", mag, i32(0x477FF000)), i32(0x7C00), out)
@@ -159,10 +164,10 @@ def _float_to_half(b: Builder, value: Val) -> Val:
 
 def _bfloat_bits(b: Builder, value: Val) -> Val:
     bits = b.convert("bitcast", value, "i32")
-    odd = b.binary("and", b.binary("lshr", bits, b.int(16, "i32")), b.int(1, "i32"))
-    rounded = b.binary("add", b.binary("add", bits, b.int(0x7FFF, "i32")), odd)
-    top = b.binary("lshr", rounded, b.int(16, "i32"))
-    quiet = b.binary("or", b.binary("lshr", bits, b.int(16, "i32")), b.int(0x40, "i32"))
+    odd = b.binary("and", b.binary("lshr", bits, b.integer(16, "i32")), b.integer(1, "i32"))
+    rounded = b.binary("add", b.binary("add", bits, b.integer(0x7FFF, "i32")), odd)
+    top = b.binary("lshr", rounded, b.integer(16, "i32"))
+    quiet = b.binary("or", b.binary("lshr", bits, b.integer(16, "i32")), b.integer(0x40, "i32"))
     return b.select(b.compare("fcmp uno", value, value), quiet, top)
 
 
@@ -170,7 +175,7 @@ def _rounded(b: Builder, dtype: str, value: Val) -> Val:
     if dtype == "float16":
         return _half_to_float(b, _float_to_half(b, value))
     if dtype == "bfloat16":
-        bits = b.binary("shl", _bfloat_bits(b, value), b.int(16, "i32"))
+        bits = b.binary("shl", _bfloat_bits(b, value), b.integer(16, "i32"))
         return b.convert("bitcast", bits, "float")
     return value
 
@@ -184,7 +189,7 @@ def convert(b: Builder, value: Val, source: str, dtype: str) -> Val:
         return value
     element = register(dtype)
     if dtype == "bool":
-        zero = b.float(0.0, value.type) if is_float(source) else b.int(0, value.type)
+        zero = b.real(0.0, value.type) if is_float(source) else b.integer(0, value.type)
         return b.compare("fcmp une" if is_float(source) else "icmp ne", value, zero)
     if is_float(source) and is_float(dtype):
         wider = element == "double"
@@ -236,7 +241,7 @@ def operation(b: Builder, op: str, dtype: str, sources: list[str], args: list[Va
     if op == "isnan":
         if is_float(source):
             return b.compare("fcmp uno", args[0], args[0])
-        return b.int(0, "i1", args[0].lanes)
+        return b.integer(0, "i1", args[0].lanes)
     if is_float(source):
         return _rounded(b, dtype, _float_op(b, op, source, args))
     return _int_op(b, op, source, args)
@@ -247,7 +252,9 @@ def _float_op(b: Builder, op: str, dtype: str, args: list[Val]) -> Val:
         return b.binary(_FLOAT_BINARY[op], *args)
     if op in ("max", "min"):
         return _float_extreme(b, op, *args)
-    emit = fm.FLOAT.get(op)
+    if op in ("pow", "mod"):
+        return (power if op == "pow" else fmod)(*(Num(b, v) for v in args)).v
+    emit = FLOAT.get(op)
     if emit is None:
         raise CompileError(f"operation '{op}' is not defined for {dtype}")
     return emit(b, *args)
@@ -268,7 +275,7 @@ def _int_op(b: Builder, op: str, dtype: str, args: list[Val]) -> Val:
     if op in _BITS:
         return b.binary(_BITS[op], *args)
     if op == "not":
-        return b.binary("xor", args[0], b.int(-1, args[0].type))
+        return b.binary("xor", args[0], b.integer(-1, args[0].type))
     if dtype == "bool" and op in _BOOL_BINARY:
         return b.binary(_BOOL_BINARY[op], *args)
     if op in ("add", "sub", "mul"):
@@ -292,11 +299,11 @@ def _safe_divisor(b: Builder, dtype: str, d: Val) -> tuple[Val, Val | None]:
     """A divisor that cannot trap (0, and -1 for the smallest dividend), and where it was 0."""
     if d.const is not None and d.const not in (0, -1):
         return d, None
-    zero = b.compare("icmp eq", d, b.int(0, d.type))
+    zero = b.compare("icmp eq", d, b.integer(0, d.type))
     unsafe = zero
     if not unsigned(dtype):
-        unsafe = b.binary("or", zero, b.compare("icmp eq", d, b.int(-1, d.type)))
-    return b.select(unsafe, b.int(1, d.type), d), zero
+        unsafe = b.binary("or", zero, b.compare("icmp eq", d, b.integer(-1, d.type)))
+    return b.select(unsafe, b.integer(1, d.type), d), zero
 
 
 def _divide(b: Builder, dtype: str, args: list[Val]) -> Val:
@@ -308,9 +315,9 @@ def _divide(b: Builder, dtype: str, args: list[Val]) -> Val:
     else:
         quotient = b.binary("sdiv", x, safe)
         if zero is not None:
-            minus = b.compare("icmp eq", d, b.int(-1, d.type))
-            quotient = b.select(minus, b.binary("sub", b.int(0, x.type), x), quotient)
-    return quotient if zero is None else b.select(zero, b.int(0, x.type), quotient)
+            minus = b.compare("icmp eq", d, b.integer(-1, d.type))
+            quotient = b.select(minus, b.binary("sub", b.integer(0, x.type), x), quotient)
+    return quotient if zero is None else b.select(zero, b.integer(0, x.type), quotient)
 
 
 def _remainder(b: Builder, dtype: str, args: list[Val]) -> Val:
@@ -321,11 +328,11 @@ def _remainder(b: Builder, dtype: str, args: list[Val]) -> Val:
         rest = b.binary("urem", x, safe)
     else:
         rest = b.binary("srem", x, safe)
-        differ = b.compare("icmp slt", b.binary("xor", rest, safe), b.int(0, x.type))
-        nonzero = b.compare("icmp ne", rest, b.int(0, x.type))
+        differ = b.compare("icmp slt", b.binary("xor", rest, safe), b.integer(0, x.type))
+        nonzero = b.compare("icmp ne", rest, b.integer(0, x.type))
         fix = b.binary("and", differ, nonzero)
         rest = b.select(fix, b.binary("add", rest, safe), rest)
-    return rest if zero is None else b.select(zero, b.int(0, x.type), rest)
+    return rest if zero is None else b.select(zero, b.integer(0, x.type), rest)
 
 
 def _floor_divide(b: Builder, dtype: str, args: list[Val]) -> Val:
@@ -334,30 +341,30 @@ def _floor_divide(b: Builder, dtype: str, args: list[Val]) -> Val:
     x, d = b.same_lanes(*args)
     quotient = _divide(b, dtype, [x, d])
     rest = b.binary("sub", x, b.binary("mul", quotient, d))
-    differ = b.compare("icmp slt", b.binary("xor", rest, d), b.int(0, x.type))
-    fix = b.binary("and", differ, b.compare("icmp ne", rest, b.int(0, x.type)))
-    fix = b.binary("and", fix, b.compare("icmp ne", d, b.int(0, x.type)))
-    return b.select(fix, b.binary("sub", quotient, b.int(1, x.type)), quotient)
+    differ = b.compare("icmp slt", b.binary("xor", rest, d), b.integer(0, x.type))
+    fix = b.binary("and", differ, b.compare("icmp ne", rest, b.integer(0, x.type)))
+    fix = b.binary("and", fix, b.compare("icmp ne", d, b.integer(0, x.type)))
+    return b.select(fix, b.binary("sub", quotient, b.integer(1, x.type)), quotient)
 
 
 def _int_sign(b: Builder, dtype: str, args: list[Val]) -> Val:
     x = args[0]
-    zero, one = b.int(0, x.type), b.int(1, x.type)
+    zero, one = b.integer(0, x.type), b.integer(1, x.type)
     positive = b.select(b.compare("icmp ne", x, zero), one, zero)
     if unsigned(dtype):
         return positive
-    return b.select(b.compare("icmp slt", x, zero), b.int(-1, x.type), positive)
+    return b.select(b.compare("icmp slt", x, zero), b.integer(-1, x.type), positive)
 
 
 def _int_power(b: Builder, dtype: str, args: list[Val]) -> Val:
     """Square and multiply; a negative exponent gives the truncated reciprocal (1, -1 or 0)."""
     base, exponent = b.same_lanes(*args)
-    zero, one = b.int(0, base.type), b.int(1, base.type)
+    zero, one = b.integer(0, base.type), b.integer(1, base.type)
     result, square = b.splat(one, base.lanes), base
     bits = int(base.type[1:])
     known = exponent.const
     for bit in range(bits if known is None else max(int(known), 0).bit_length()):
-        mask = b.int(1 << bit, base.type)
+        mask = b.integer(1 << bit, base.type)
         on = b.compare("icmp ne", b.binary("and", exponent, mask), zero)
         result = b.select(on, b.binary("mul", result, square), result)
         square = b.binary("mul", square, square)
@@ -365,8 +372,8 @@ def _int_power(b: Builder, dtype: str, args: list[Val]) -> Val:
         return result
     odd = b.compare("icmp ne", b.binary("and", exponent, one), zero)
     unit = b.compare("icmp eq", base, one)
-    minus = b.compare("icmp eq", base, b.int(-1, base.type))
-    reciprocal = b.select(minus, b.select(odd, b.int(-1, base.type), one), zero)
+    minus = b.compare("icmp eq", base, b.integer(-1, base.type))
+    reciprocal = b.select(minus, b.select(odd, b.integer(-1, base.type), one), zero)
     reciprocal = b.select(unit, one, reciprocal)
     return b.select(b.compare("icmp slt", exponent, zero), reciprocal, result)
 
@@ -378,7 +385,7 @@ _INT: Mapping[str, _Emit] = {
     "floordiv": _floor_divide,
     "mod": _remainder,
     "pow": _int_power,
-    "neg": lambda b, _, a: b.binary("sub", b.int(0, a[0].type), a[0]),
+    "neg": lambda b, _, a: b.binary("sub", b.integer(0, a[0].type), a[0]),
     "abs": lambda b, dtype, a: (
         a[0] if unsigned(dtype) else b.intrinsic("abs", a[0], extra="i1 false")
     ),

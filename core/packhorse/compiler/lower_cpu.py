@@ -10,34 +10,24 @@ along the vector axis, a constant lane mask.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from packhorse.compiler.access import Access, View
+from packhorse.compiler.access import Access
 from packhorse.compiler.accumulate import Accumulate
-from packhorse.compiler.llvm_builder import Builder, Val
-from packhorse.compiler.llvm_ops import (
-    constant,
-    convert,
-    neutral,
-    operation,
-    register,
-    to_memory,
-)
-from packhorse.compiler.memory import Address, Memory
+from packhorse.compiler.evaluate import Bound, Evaluator, Lanes, Point
+from packhorse.compiler.llvm_builder import Val
+from packhorse.compiler.llvm_ops import convert, neutral, to_memory
 from packhorse.compiler.schedule import Schedule, lane_width
 from packhorse.compiler.target import Target
 from packhorse.errors import CompileError
 from packhorse.kernel.expr import (
     Affine,
-    Call,
     Const,
     Expr,
     Index,
     Load,
     Reduce,
-    is_float,
     reduces,
     substitute,
     walk,
@@ -46,51 +36,21 @@ from packhorse.kernel.kernel import Kernel, Store
 
 __all__ = ["CpuLowering"]
 
-Point = Mapping[str, int]
-"""Offsets within the register block, per tiled axis."""
 
-
-@dataclass(frozen=True)
-class Bound:
-    """Where an open loop stands: element ``index * step + origin``, ``tile`` elements from there."""
-
-    index: Val
-    step: int
-    origin: int
-    tile: int = 1
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """The axis whose neighbours fill a vector just now, and the mask of a tail."""
-
-    axis: str | None = None
-    width: int = 1
-    mask: Val | None = None
-
-
-class CpuLowering:
+class CpuLowering(Evaluator):
     """Emits the loops of one kernel into a :class:`Builder`.
 
     After :meth:`emit`, :attr:`turns` is the extent of the range that may be split over threads.
     """
 
     def __init__(self, kernel: Kernel, schedule: Schedule, target: Target) -> None:
-        self.kernel, self.schedule, self.target = kernel, schedule, target
-        self.view = View(kernel)
-        self.b = Builder(target)
-        self.memory = Memory(self.b, kernel)
-        self.extents = self.view.extents
-        self.order = list(schedule.order)
+        super().__init__(kernel, schedule, target)
         missing = {n for n, _ in kernel.axes} ^ set(schedule.order)
         if missing:
             raise CompileError(
                 f"the schedule of kernel '{kernel.name}' orders the loops {self.order}, "
                 f"the kernel has {[n for n, _ in kernel.axes]}. Name each exactly once"
             )
-        self.bound: dict[str, Bound] = {}
-        self.lanes = Lanes()
-        self.results: dict[tuple[Reduce, tuple[tuple[str, int], ...]], Val] = {}
         self.turns = 1
         self.decoded: dict[str, Val] = {}
         self._place()
@@ -190,28 +150,31 @@ class CpuLowering:
             return
         lo, hi = Val("%lo", "i64"), Val("%hi", "i64")
         with self.b.loop(lo, hi, checked=True) as turn:
-            rest = turn
+            left: Val = turn
             for i in reversed(range(len(names))):
                 outer = any(c > 1 for c in counts[:i])
-                count = self.b.int(counts[i])
-                self.decoded[names[i]] = self.b.binary("urem", rest, count) if outer else rest
-                rest = self.b.binary("udiv", rest, count) if outer else self.b.int(0)
+                size = self.b.integer(counts[i])
+                self.decoded[names[i]] = self.b.binary("urem", left, size) if outer else left
+                left = self.b.binary("udiv", left, size) if outer else self.b.integer(0)
             self._nest(0)
 
     def _open_decoded(self, name: str, depth: int) -> None:
         """Bind a parallel loop; a turn that hits the tail runs the smaller block."""
         extent, tile, index = self.extents[name], self._tile(name), self.decoded[name]
         full, rest = divmod(extent, tile)
-        inner = lambda: self._nest(depth + 1)  # noqa: E731
+
+        def inner() -> None:
+            self._nest(depth + 1)
+
         main = Bound(index, tile, 0, tile)
         if not rest:
             self._bind(name, main, inner)
             return
-        test = self.b.compare("icmp ult", index, self.b.int(full))
+        test = self.b.compare("icmp ult", index, self.b.integer(full))
         with self.b.branch(test):
             self._bind(name, main, inner)
         with self.b.branch(test, otherwise=True):
-            self._bind(name, Bound(self.b.int(0), 0, full * tile, rest), inner)
+            self._bind(name, Bound(self.b.integer(0), 0, full * tile, rest), inner)
 
     def _bind(self, name: str, bound: Bound, inner: Callable[[], None]) -> None:
         self.bound[name] = bound
@@ -237,19 +200,22 @@ class CpuLowering:
     def _open(self, name: str, depth: int) -> None:
         extent, tile = self.extents[name], self._tile(name)
         full, rest = divmod(extent, tile)
-        inner = lambda: self._nest(depth + 1)  # noqa: E731
+
+        def inner() -> None:
+            self._nest(depth + 1)
+
         if name in self.decoded and full + bool(rest) > 1:
             self._open_decoded(name, depth)
             return
         if full == 1:
-            self._bind(name, Bound(self.b.int(0), 0, 0, tile), inner)
+            self._bind(name, Bound(self.b.integer(0), 0, 0, tile), inner)
         elif full:
-            with self.b.loop(self.b.int(0), self.b.int(full)) as index:
+            with self.b.loop(self.b.integer(0), self.b.integer(full)) as index:
                 self._bind(name, Bound(index, tile, 0, tile), inner)
         if rest:
-            self._bind(name, Bound(self.b.int(0), 0, full * tile, rest), inner)
+            self._bind(name, Bound(self.b.integer(0), 0, full * tile, rest), inner)
 
-    # -- points of a block --------------------------------------------------------------------------
+    # -- points of a block ------------------------------------------------------------------------
 
     def _points(self, axes: frozenset[str]) -> Iterator[Point]:
         """Offsets of the block along these axes; the lane axis goes by whole vectors."""
@@ -279,7 +245,7 @@ class CpuLowering:
         mask = self.b.lane_mask(width, left) if left < width else None
         return Lanes(axis, width, mask)
 
-    # -- stores -------------------------------------------------------------------------------------
+    # -- stores -----------------------------------------------------------------------------------
 
     def _store(self, store: Store) -> None:
         where = self.view.store(store)
@@ -300,7 +266,7 @@ class CpuLowering:
         self.memory.write(self.address(where, point), dtype, to_memory(self.b, dtype, value),
                           self.lanes.mask)  # fmt: skip
 
-    # -- reductions ---------------------------------------------------------------------------------
+    # -- reductions -------------------------------------------------------------------------------
 
     def _reduce(self, group: list[Reduce]) -> None:
         if any(extent == 0 for _, extent in group[0].axes):
@@ -327,7 +293,7 @@ class CpuLowering:
                 self.view.load(n).stride(name)
                 for r in group
                 for n in walk(r.body)
-                if isinstance(n, Load) and not n.index == ()
+                if isinstance(n, Load) and n.index != ()
             ]
             good = sum(1 for s in strides if s == 1) - sum(1 for s in strides if s not in (0, 1))
             if good > score and extent > 1:
@@ -340,153 +306,3 @@ class CpuLowering:
 
     def _keep(self, node: Reduce, point: Point, value: Val) -> None:
         self.results[node, self._key(node, point)] = value
-
-    def _key(self, node: Reduce, point: Point) -> tuple[tuple[str, int], ...]:
-        axes = self.view.free(node)
-        return tuple(
-            (n, point.get(n, 0)) for n in self.order
-            if n in axes and n in self.bound and (self.bound[n].tile > 1)
-        )  # fmt: skip
-
-    # -- values -------------------------------------------------------------------------------------
-
-    def value(self, expr: Expr, point: Point) -> Val:
-        """The value of an expression at a point of the block (a vector where it varies along
-        the lanes)."""
-        return self._value(expr, point, {})
-
-    def _value(self, expr: Expr, point: Point, memo: dict[Expr, Val]) -> Val:
-        found = memo.get(expr)
-        if found is None:
-            found = memo[expr] = self._compute(expr, point, memo)
-        return found
-
-    def _compute(self, expr: Expr, point: Point, memo: dict[Expr, Val]) -> Val:
-        if isinstance(expr, Const):
-            return constant(self.b, expr)
-        for store, moved in self.spilled.values():
-            if expr == moved and self.lanes.axis == self.schedule.vector:
-                where = self.view.store(self.kernel.stores[0])
-                address = self.address(where, point)
-                dtype = self.kernel.buffers[store.buffer].dtype
-                return self.memory.read(address, dtype, self.lanes.mask, None, written=True)
-        if isinstance(expr, Index):
-            return self._index(expr.affine, point)
-        if isinstance(expr, Load):
-            return self._load(expr, point, memo)
-        if isinstance(expr, Reduce):
-            return self.results[expr, self._key(expr, point)]
-        if isinstance(expr, Call):
-            return self._call(expr, point, memo)
-        raise CompileError(f"kernel '{self.kernel.name}': {expr!r} is not an expression node")
-
-    def _call(self, expr: Call, point: Point, memo: dict[Expr, Val]) -> Val:
-        if expr.op in ("add", "sub") and expr.dtype in ("float32", "float64"):
-            fused = self._fused(expr, point, memo)
-            if fused is not None:
-                return fused
-        args = [self._value(a, point, memo) for a in expr.args]
-        return operation(self.b, expr.op, expr.dtype, [a.dtype for a in expr.args], args)
-
-    def _fused(self, expr: Call, point: Point, memo: dict[Expr, Val]) -> Val | None:
-        """a*b + c, a*b - c and c - a*b with one rounding."""
-        left, right = expr.args
-        for product, other, first in ((left, right, True), (right, left, False)):
-            if isinstance(product, Call) and product.op == "mul":
-                a, x = (self._value(v, point, memo) for v in product.args)
-                c = self._value(other, point, memo)
-                if expr.op == "sub":
-                    a, c = (a, self._negated(c)) if first else (self._negated(a), c)
-                return self.b.fma(a, x, c)
-        return None
-
-    def _negated(self, value: Val) -> Val:
-        if value.const is not None:
-            return self.b.float(-value.const, value.type, value.lanes)
-        return self.b.inst(f"fneg {value}", value.type, value.lanes, [value], "value")
-
-    def _load(self, node: Load, point: Point, memo: dict[Expr, Val]) -> Val:
-        when = None
-        if node.when is not None:
-            if isinstance(node.when, Const) and not node.when.value:
-                return self._zero(node.dtype)
-            when = self._value(node.when, point, memo)
-        address = self.address(self.view.load(node), point, memo)
-        dtype = self.kernel.buffers[node.buffer].dtype
-        written = node.buffer in self.kernel.outputs
-        value = self.memory.read(address, dtype, self.lanes.mask, when, written=written)
-        return convert(self.b, value, dtype, node.dtype)
-
-    def _zero(self, dtype: str) -> Val:
-        element = register(dtype)
-        return self.b.float(0.0, element) if is_float(dtype) else self.b.int(0, element)
-
-    # -- addresses ----------------------------------------------------------------------------------
-
-    def _terms(self, value: Affine, point: Point) -> tuple[list[tuple[Val, int]], int]:
-        """Loop variables with their factors, and the constant, of lane 0 at a point."""
-        terms, total = [], value.const
-        for name, coef in value.terms:
-            bound = self.bound[name]
-            total += coef * (bound.origin + point.get(name, 0))
-            if bound.index.const is None and bound.step:
-                terms.append((bound.index, coef * bound.step))
-        return terms, total
-
-    def _index(self, value: Affine, point: Point) -> Val:
-        """The number itself, as int64 (a vector where it varies along the lanes)."""
-        terms, total = self._terms(value, point)
-        acc = self._sum(terms, total)
-        step = value.coef(self.lanes.axis) if self.lanes.axis else 0
-        if step:
-            acc = self.b.add(acc, self.b.iota(self.lanes.width, "i64", step))
-        return acc
-
-    def _sum(self, terms: list[tuple[Val, int]], total: int) -> Val:
-        acc = self.b.int(0)
-        for index, factor in sorted(terms, key=lambda t: t[0].level):
-            acc = self.b.add(acc, self.b.mul(index, factor))
-        return self.b.add(acc, self.b.int(total))
-
-    def address(
-        self, where: Access, point: Point, memo: dict[Expr, Val] | None = None
-    ) -> Address:
-        """Where an access lies at a point."""
-        terms, total = self._terms(where.linear, point)
-        axis = self.lanes.axis
-        stride = where.linear.coef(axis) if axis else 0
-        extra: list[Val] = []
-        for index, dim in where.blocked:
-            inner, number = self._terms(index, point)
-            coef = index.coef(axis) if axis else 0
-            room = dim.block - number % dim.block
-            if all(f % dim.block == 0 for _, f in inner) and (
-                coef == 0 or (coef == 1 and room >= self._active(point))
-            ):
-                terms += [(v, f // dim.block * dim.block_step) for v, f in inner]
-                total += number // dim.block * dim.block_step + number % dim.block * dim.step
-                stride += coef * dim.step
-            else:
-                extra.append(self._split(self._index(index, point), dim.block, dim.block_step,
-                                         dim.step))  # fmt: skip
-        for expr, dim in where.indirect:
-            value = self._value(expr, point, {} if memo is None else memo)
-            value = convert(self.b, value, expr.dtype, "int64")
-            if dim.block:
-                extra.append(self._split(value, dim.block, dim.block_step, dim.step))
-            else:
-                extra.append(self.b.mul(value, dim.step))
-        return Address(where.buffer, terms, total, stride, extra, self.lanes.width)
-
-    def _active(self, point: Point) -> int:
-        """Lanes in use at a point."""
-        axis = self.lanes.axis
-        if axis is None or self.lanes.mask is None:
-            return self.lanes.width
-        return self.lanes.mask.name.count("true")
-
-    def _split(self, index: Val, block: int, block_step: int, step: int) -> Val:
-        size = self.b.int(block)
-        outer = self.b.mul(self.b.binary("sdiv", index, size), block_step)
-        return self.b.add(outer, self.b.mul(self.b.binary("srem", index, size), step))
-

@@ -51,17 +51,17 @@ class Memory:
         pointer = self.pointers[address.buffer]
         items = [b.mul(v, f) for v, f in address.terms] + [v for v in address.extra if not v.lanes]
         for level in sorted({v.level for v in items}):
-            total = b.int(0)
+            total = b.integer(0)
             for item in items:
                 if item.level == level:
                     total = b.add(total, item)
             pointer = b.offset(pointer, total, element)
-        return b.offset(pointer, b.int(address.const), element)
+        return b.offset(pointer, b.integer(address.const), element)
 
     def _pointers(self, address: Address) -> Val:
         """A vector of pointers, one for each lane."""
         b, (element, _) = self.b, self._element(address)
-        offsets = b.int(0)
+        offsets = b.integer(0)
         if address.stride:
             offsets = b.iota(address.width, "i64", address.stride)
         for value in address.extra:
@@ -176,7 +176,7 @@ class Memory:
 
 
 def _zero(b: Builder, element: str) -> Val:
-    return b.int(0, element) if element.startswith("i") else b.float(0.0, element)
+    return b.integer(0, element) if element.startswith("i") else b.real(0.0, element)
 
 
 def _suffix(element: str, lanes: int) -> str:

@@ -126,12 +126,11 @@ class _Chooser:
         return Schedule(order, plan.tile, plan.vector, plan.lanes, parallel, plan.unroll,
                         plan.accumulators)  # fmt: skip
 
-    # -- vector axis --------------------------------------------------------------------------------
+    # -- vector axis ------------------------------------------------------------------------------
 
     def _vector(self) -> str | None:
         names = [n for n in self.axes if self.extents[n] > 1]
-        costs = {n: self._cost(n) for n in names}
-        costs[None] = self._cost(None)
+        costs: dict[str | None, float] = {n: self._cost(n) for n in (*names, None)}
         return min(costs, key=lambda n: costs[n])
 
     def _cost(self, vector: str | None) -> float:
@@ -184,7 +183,7 @@ class _Chooser:
         cost = turns * best + 4.0 * self.lanes
         return cost if vector is None else cost / self.extents[vector]
 
-    # -- maps, rows, scalar outputs -------------------------------------------------------------------
+    # -- maps, rows, scalar outputs ---------------------------------------------------------------
 
     def _rows(self, vector: str) -> Schedule:
         """Maps, and kernels whose reductions are per row: the vector axis innermost."""
@@ -211,7 +210,7 @@ class _Chooser:
                 tile.append((name, min(4, self.extents[name])))
         return Schedule(tuple(self.axes), tuple(tile))
 
-    # -- threads --------------------------------------------------------------------------------------
+    # -- threads ----------------------------------------------------------------------------------
 
     def _parallel(self, plan: Schedule) -> tuple[str, ...]:
         """Leading loops to split, if there is enough work and no reduction would be repeated."""

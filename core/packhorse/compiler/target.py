@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from packhorse.errors import CompileError, MissingExtra
 
@@ -78,7 +80,7 @@ class Target:
         return replace(self, threads=max(1, threads))
 
 
-def llvm_module() -> object:
+def llvm_module() -> Any:
     """The ``llvmlite.binding`` module, its targets initialised.
 
     Raises
@@ -87,19 +89,12 @@ def llvm_module() -> object:
         llvmlite is not installed.
     """
     try:
-        from llvmlite import binding
+        binding: Any = importlib.import_module("llvmlite.binding")
     except ImportError as error:
         raise MissingExtra("llvmlite", "llvm-cpu", "compiling for the CPU") from error
-    _initialize()
-    return binding
-
-
-@lru_cache(maxsize=1)
-def _initialize() -> None:
-    from llvmlite import binding
-
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
+    return binding
 
 
 def _cache_bytes(level: int, otherwise: int) -> int:
@@ -145,9 +140,7 @@ def host_target(cpu: str = "", threads: int = 0) -> Target:
     CompileError
         LLVM does not know the CPU.
     """
-    llvm_module()
-    from llvmlite import binding
-
+    binding = llvm_module()
     triple = str(binding.get_process_triple())
     arch = triple.partition("-")[0]
     name = cpu or str(binding.get_host_cpu_name())
