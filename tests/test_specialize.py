@@ -9,6 +9,7 @@ import pytest
 
 from packhorse.compiler.fold import fold_constants
 from packhorse.compiler.reference import ReferenceExecutable
+from packhorse.compiler.simplify import fold_norms
 from packhorse.compiler.specialize import NotStatic, shape_operands, specialize
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, ModelError
 from packhorse.graph.ir import Graph, Node, Shape, TensorType, Value
@@ -438,3 +439,29 @@ def test_the_given_graph_is_not_changed() -> None:
     static(model, x=x_of(1, 4, 5, 5))
     assert [(n.op, n.inputs, n.outputs, n.attrs) for n in model.nodes] == before
     assert set(model.constants) == names
+
+
+def test_specialisations_share_folded_weights() -> None:
+    constants = {k: np.full(6, 2, np.float32) for k in ("g", "s", "m", "v")}
+    bn = Node("BatchNormalization", ["t", "g", "s", "m", "v"], ["y"])
+    folded = fold_norms(after_conv("Conv", [bn], constants, True, 1))
+    assert ops_of(folded) == ["Conv"]
+    small, large = (static(folded, x=x_of(n, 4, 5, 5)) for n in (1, 3))
+    name = small.nodes[0].inputs[1]
+    assert small.constants[name] is large.constants[name]
+
+
+def test_norms_fold_in_bodies() -> None:
+    constants = {k: np.full(6, 2, np.float32) for k in ("g", "s", "m", "v")}
+    bn = Node("BatchNormalization", ["t", "g", "s", "m", "v"], ["y"])
+    net = after_conv("Conv", [bn], constants, False, 1)
+    body = Graph("body", [], net.outputs, net.nodes, net.constants)
+    node = Node("If", ["c"], ["z"], {"then_branch": body, "else_branch": body})
+    inputs = [*net.inputs, value("c", (), bool)]
+    model = graph([node], inputs, ["z"])
+    folded = fold_norms(model)
+    assert ops_of(folded.nodes[0].attrs["then_branch"]) == ["Conv"]
+    feeds = {"x": x_of(2, 4, 5, 5), "c": np.array(True)}
+    found, wanted = (ReferenceExecutable(m).run(feeds)["z"] for m in (folded, model))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert ops_of(model.nodes[0].attrs["then_branch"]) == ["Conv", "BatchNormalization"]
