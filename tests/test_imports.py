@@ -16,6 +16,7 @@ LAYERS = (
     {"cli", "testing", "__main__"},
     {"__init__"},
     {"model"},
+    {"executable"},
     {"compiler"},
     {"ops"},
     {"artifact"},
