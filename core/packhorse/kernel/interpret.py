@@ -146,7 +146,7 @@ class _Scope:
 
 def _cast(value: Array, dtype: str) -> Array:
     if dtype == "bool":
-        return value != 0
+        return np.not_equal(value, 0)
     target = numpy_dtype(dtype)
     if value.dtype.kind == "f" and target.kind in "iu":
         info = np.iinfo(target)
