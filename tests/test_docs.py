@@ -1,7 +1,8 @@
 """Every snippet of README and docs is run, and what it prints compared with what the page says.
 
 - ``python`` blocks run in order, in one namespace per page; a ``text`` block right after one is
-  what it must print.
+  what it must print. A block that begins with ``# some/file.py`` is that file, and the package of a
+  ``# pyproject.toml`` is installed for the page.
 - ``console`` blocks: lines starting with ``$ packhorse`` are run, the lines after them compared.
 - ``sh``, ``toml`` and other blocks are not run. ``<!-- not run: why -->`` before a block skips it.
 
@@ -15,6 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("llvmlite")
 
 from packhorse import _config, cli
+from packhorse._devices import default_devices
+from packhorse.plugin import default_manager
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,11 +53,14 @@ def read_blocks(page: Path) -> list[Block]:
     end = 0
     for match in _FENCE.finditer(text):
         block = Block(match["kind"], match["body"], text.count("\n", 0, match.start("kind")) + 1)
-        if blocks and block.kind == "text" and not text[end : match.start()].strip():
-            blocks[-1].after = block.body
-        elif not match["skip"]:
-            blocks.append(block)
+        follows = blocks and not text[end : match.start()].strip()
         end = match.end()
+        if match["skip"]:
+            continue
+        if block.kind == "text" and follows:
+            blocks[-1].after = block.body
+        else:
+            blocks.append(block)
     return blocks
 
 
@@ -97,8 +104,45 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def fresh_plugins():
+    """Plugins are scanned anew, before and after the test."""
+
+    def clear():
+        default_devices.cache_clear()
+        default_manager.cache_clear()
+
+    clear()
+    yield
+    clear()
+
+
+def install_snippets(page, folder, monkeypatch):
+    """Blocks that begin with a file name are that file; a pyproject.toml installs its package."""
+    for block in read_blocks(page):
+        name = re.match(r"# ([\w/]+\.(?:py|toml))\n", block.body)
+        if name is None:
+            continue
+        if name[1] != "pyproject.toml":
+            (folder / name[1]).parent.mkdir(exist_ok=True)
+            (folder / name[1]).write_text(block.body)
+            continue
+        project = tomllib.loads(block.body)["project"]
+        info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        )
+        lines = []
+        for group, entries in project["entry-points"].items():
+            lines += [f"[{group}]", *(f"{key} = {value}" for key, value in entries.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        monkeypatch.syspath_prepend(str(folder))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_snippets(page, checkout):
+def test_snippets(page, checkout, tmp_path_factory, fresh_plugins, monkeypatch):
+    install_snippets(page, tmp_path_factory.mktemp("packages"), monkeypatch)
     names: dict[str, object] = {"__name__": "snippet"}
     for block in read_blocks(page):
         where = f"{page.name}:{block.line}"

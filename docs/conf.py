@@ -1,0 +1,63 @@
+"""Sphinx configuration: ``tox -e docs``."""
+
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "core"), str(ROOT / "plugins")]
+
+from packhorse import _config  # noqa: E402
+from packhorse._version import __version__  # noqa: E402
+
+project = "packhorse"
+author = "the packhorse developers"
+copyright = author
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "packhorse"
+# The README is written for readers of the repository; included pages link as it does.
+suppress_warnings = ["myst.xref_missing"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_type_aliases = {"Array": "numpy.ndarray", "DeviceLike": "str | Device | None"}
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+
+class EnvironmentTable(Directive):
+    """The table of environment variables, from ``packhorse._config.ENVIRONMENT``."""
+
+    def run(self) -> list[nodes.Node]:
+        group = nodes.tgroup("", cols=2)
+        group += [nodes.colspec(colwidth=30), nodes.colspec(colwidth=70)]
+        head, body = nodes.thead(), nodes.tbody()
+        head += _row(nodes.Text("variable"), nodes.Text("meaning"))
+        for name, meaning in _config.ENVIRONMENT.items():
+            body += _row(nodes.literal(text=name), nodes.Text(meaning))
+        group += [head, body]
+        table = nodes.table()
+        table += group
+        return [table]
+
+
+def _row(*cells: nodes.Node) -> nodes.row:
+    row = nodes.row()
+    for cell in cells:
+        paragraph = nodes.paragraph()
+        paragraph += cell
+        entry = nodes.entry()
+        entry += paragraph
+        row += entry
+    return row
+
+
+def setup(app):
+    app.add_directive("packhorse-environment", EnvironmentTable)
