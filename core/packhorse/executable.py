@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -165,9 +166,12 @@ class Executable:
             Nothing was compiled (device ``cpu``), or there is no linker.
         ArtifactError
             It cannot be written there.
+        DeviceClosed
+            After :meth:`close`.
         """
         from packhorse.artifact import Artifact, save_artifact
 
+        self._require_open()
         if self._artifact is not None:
             return save_artifact(path, self._artifact)
         program = self._require_program("saved")
@@ -190,6 +194,9 @@ class Executable:
         self._closed = True
         self._compiled.executor.close()
         self._run = self._refuse
+        # code and weights go now, not when the last reference to this object does
+        self._compiled = replace(self._compiled, module=None, params={})
+        self._artifact = None
         for other in self._elsewhere.values():
             other.close()
 
@@ -203,7 +210,12 @@ class Executable:
         inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
         return f"<packhorse.Executable on {self.device.name} ({inputs})>"
 
+    def _require_open(self) -> None:
+        if self._closed:
+            self._refuse(None)
+
     def _require_program(self, what: str) -> Any:
+        self._require_open()
         if self._compiled.program is None:
             why = f" ({self._compiled.note})" if self._compiled.note else ""
             raise CompileError(
@@ -213,6 +225,7 @@ class Executable:
         return self._compiled.program
 
     def _on(self, wanted: str | Device) -> Executable:
+        self._require_open()
         found = device(wanted)
         if found.name == self.device.name:
             return self

@@ -158,6 +158,11 @@ class Model:
                     f"input '{value.name}' has shape {_text(value.type)}; say which sizes to "
                     f"compile for: compile(..., shapes={{'{value.name}': (...)}})"
                 )
+            if min(sizes, default=0) < 0:
+                raise ArgumentValueError(
+                    f"input '{value.name}' cannot have the shape {shape}: sizes are 0 or more; "
+                    f"the model wants {_text(value.type)}"
+                )
             # a broadcast zero stands for the data: only its shape and dtype are looked at
             feeds[value.name] = np.broadcast_to(np.zeros((), value.type.dtype), sizes)
         needed = [n for n in self._value_operands() if n not in fixed]
