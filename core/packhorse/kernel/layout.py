@@ -60,12 +60,22 @@ def views(flat: Array, buffer: Buffer) -> Iterator[tuple[tuple[slice, ...], Arra
 
 
 def to_storage(array: Array, buffer: Buffer, out: Array | None = None) -> Array:
-    """Lay an array of ``buffer.shape`` out in a flat array of ``buffer.size``; gaps are zero."""
-    flat = np.zeros(buffer.size, numpy_dtype(buffer.dtype)) if out is None else out
+    """Lay an array of ``buffer.shape`` out in a flat array of ``buffer.size``; gaps are zero.
+
+    A new array is aligned to 128 bytes, so that executors use it in place.
+    """
+    flat = _zeros(buffer.size, numpy_dtype(buffer.dtype)) if out is None else out
     if array.size:
         for where, view in views(flat, buffer):
             view[...] = array[where].reshape(view.shape)
     return flat
+
+
+def _zeros(count: int, dtype: np.dtype[Any]) -> Array:
+    nbytes = count * dtype.itemsize
+    raw = np.zeros(nbytes + 127, np.uint8)
+    start = -raw.ctypes.data % 128
+    return raw[start : start + nbytes].view(dtype)
 
 
 def from_storage(flat: Array, buffer: Buffer) -> Array:
