@@ -1,16 +1,10 @@
 """Sphinx configuration: ``tox -e docs``."""
 
-import sys
-from pathlib import Path
-
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "core"), str(ROOT / "plugins")]
-
-from packhorse import _config  # noqa: E402
-from packhorse._version import __version__  # noqa: E402
+from packhorse import _config
+from packhorse._version import __version__
 
 project = "packhorse"
 author = "the packhorse developers"
@@ -30,6 +24,7 @@ autodoc_typehints = "signature"
 autodoc_type_aliases = {"Array": "numpy.ndarray", "DeviceLike": "str | Device | None"}
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes that are properties too must not be described twice
 
 
 class EnvironmentTable(Directive):
