@@ -87,9 +87,11 @@ class Accumulate:
             bound = self.low.bound_at(zero, 0, 0)
             self.low._bind(name, bound, lambda: self._steps({}, self.factor, None))
         elif full:
+            self.low.ahead = 0 if self.rows else self.low.schedule.prefetch
             with self.b.loop(zero, self.b.integer(full)) as index:
                 bound = self.low.bound_at(index, step, 0)
                 self.low._bind(name, bound, lambda: self._steps({}, self.factor, None))
+            self.low.ahead = 0
         if rest:
             bound = self.low.bound_at(zero, 0, full * step)
             count, left = divmod(rest, width)

@@ -54,6 +54,7 @@ class Evaluator:
         self.bound: dict[str, Bound] = {}
         self.lanes = Lanes()
         self.results: dict[tuple[Reduce, tuple[tuple[str, int], ...]], Val] = {}
+        self.ahead = 0  # bytes to prefetch ahead of vectors loaded just now
         self.spilled: dict[Reduce, tuple[Store, Expr]] = {}
 
     def _key(self, node: Reduce, point: Point) -> tuple[tuple[str, int], ...]:
@@ -100,8 +101,24 @@ class Evaluator:
             fused = self._fused(expr, point, memo)
             if fused is not None:
                 return fused
+        if expr.op == "div" and self._row_sum(expr):
+            numerator, sum_ = (self._value(a, point, memo) for a in expr.args)
+            inverse = self.b.binary("fdiv", self.b.real(1.0, sum_.type), sum_)
+            return self.b.binary("fmul", numerator, inverse)
         args = [self._value(a, point, memo) for a in expr.args]
         return operation(self.b, expr.op, expr.dtype, [a.dtype for a in expr.args], args)
+
+    def _row_sum(self, expr: Call) -> bool:
+        """A division of each element of a row by the row's sum (softmax): one reciprocal per row
+        is as good. Other quotients keep their rounding, quantisation depends on it."""
+        above, below = expr.args
+        return (
+            expr.dtype in ("float32", "float64")
+            and isinstance(below, Reduce)
+            and below.combine == "sum"
+            and self.lanes.axis in self.view.free(above)
+            and self.lanes.axis not in self.view.free(below)
+        )
 
     def _fused(self, expr: Call, point: Point, memo: dict[Expr, Val]) -> Val | None:
         """a*b + c, a*b - c and c - a*b with one rounding."""
@@ -130,6 +147,8 @@ class Evaluator:
         dtype = self.kernel.buffers[node.buffer].dtype
         written = node.buffer in self.kernel.outputs
         value = self.memory.read(address, dtype, self.lanes.mask, when, written=written)
+        if self.ahead and address.dense:
+            self.memory.prefetch(address, self.ahead)
         return convert(self.b, value, dtype, node.dtype)
 
     def _zero(self, dtype: str) -> Val:

@@ -263,6 +263,16 @@ class Builder:
         text = f"getelementptr {element}, {pointer}, {index}"
         return self.inst(text, "ptr", lanes, [pointer, index], FREE)
 
+    def prefetch(self, pointer: Val, ahead: int) -> None:
+        """Ask for the line ``ahead`` bytes after a pointer that moves with the innermost loop."""
+        region, key = self.stack[-1], f"prefetch {pointer.name}"
+        if pointer.level != self.level or key in region.cache:
+            return
+        place = self.offset(pointer, self.integer(ahead), "i8")
+        region.cache[key] = place
+        self.declarations.setdefault("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.line(f"call void @llvm.prefetch.p0({place}, i32 0, i32 3, i32 1)")
+
     # -- control --------------------------------------------------------------------------------
 
     @contextmanager

@@ -101,6 +101,10 @@ class Memory:
                 raw = self._gather(address, mask, move)
         return from_memory(self.b, dtype, raw)
 
+    def prefetch(self, address: Address, ahead: int) -> None:
+        """Ask for what lies ``ahead`` bytes further on."""
+        self.b.prefetch(self._pointer(address), ahead)
+
     def _scalar(self, address: Address, when: Val | None, move: str) -> Val:
         element, size = self._element(address)
         pointer = self._pointer(address)

@@ -8,7 +8,7 @@ most stays nearest. Everything it decides is a field of :class:`Schedule` and ca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packhorse.compiler.access import View
 from packhorse.compiler.llvm_ops import size_of
@@ -40,6 +40,8 @@ class Schedule:
     accumulators : int
         Independent partial results of a reduction (hides the latency of the adder where the
         register block alone is too small to).
+    prefetch : int
+        Bytes ahead to ask for when a reduction streams vectors (weights) past the cache; 0: not.
     """
 
     order: tuple[str, ...]
@@ -49,6 +51,7 @@ class Schedule:
     parallel: tuple[str, ...] = ()
     unroll: tuple[tuple[str, int], ...] = ()
     accumulators: int = 1
+    prefetch: int = 0
 
     @property
     def tiles(self) -> Mapping[str, int]:
@@ -123,8 +126,7 @@ class _Chooser:
             plan = self._rows(vector)
         order = self.kernel.sequential + plan.order
         parallel = () if self.kernel.sequential else self._parallel(plan)
-        return Schedule(order, plan.tile, plan.vector, plan.lanes, parallel, plan.unroll,
-                        plan.accumulators)  # fmt: skip
+        return replace(plan, order=order, parallel=parallel)
 
     # -- vector axis ------------------------------------------------------------------------------
 

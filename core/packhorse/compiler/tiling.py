@@ -19,6 +19,7 @@ from packhorse.kernel.expr import Load, Reduce, walk
 __all__ = ["tile_block"]
 
 _LATENCY = 4.0
+_AHEAD = 2048
 _ALIAS_BYTES = 2048
 """Rows a multiple of this apart share L1 sets; more than 8 of them at once evict each other."""
 
@@ -36,6 +37,7 @@ class _Block:
         )
         self.deps = [view.free(n) for n in self.loads]
         self.turns = max(self._turns(r) for r in nodes)
+        self.stationary = True
 
     def _turns(self, node: Reduce) -> int:
         total = 1
@@ -45,10 +47,18 @@ class _Block:
 
     def registers(self, tiles: dict[str, int], vectors: int) -> int:
         """Vector registers a block needs: accumulators, the vectors loaded, one broadcast."""
-        accumulators = len(self.nodes) * vectors
+        accumulators = self.accumulators(tiles, vectors)
+        if self.stationary:
+            return accumulators + vectors + 1
+        # a window: neighbouring outputs share loads if these stay in registers
+        return 2 * accumulators + 4 * vectors + 1
+
+    def accumulators(self, tiles: dict[str, int], vectors: int) -> int:
+        """Vectors of partial results."""
+        count = len(self.nodes) * vectors
         for tile in tiles.values():
-            accumulators *= tile
-        return accumulators + vectors + 1
+            count *= tile
+        return count
 
     def cycles(self, tiles: dict[str, int], vectors: int) -> float:
         """Estimated cycles of one block."""
@@ -122,11 +132,13 @@ def tile_block(
     nodes : sequence of Reduce
         The reductions that depend on ``vector``.
     """
-    block = _Block(view, target, vector, lanes, nodes)
     extents = view.extents
     others = [n for n in axes if n != vector and extents[n] > 1]
+    block = _Block(view, target, vector, lanes, nodes)
     along = [d for d in block.deps if vector in d]
-    stationary = [n for n in others if not all(n in d for d in along)]
+    # axes along which nothing that varies along the vector axis has to be loaded again
+    stationary = [n for n in others if not any(n in d for d in along)]
+    block.stationary = bool(stationary)
     candidates = [n for n in (stationary or others) if any(n in view.free(r) for r in nodes)][-2:]
     best: tuple[float, int, dict[str, int]] | None = None
     budget = target.vector_registers - 1
@@ -143,10 +155,12 @@ def tile_block(
     tile = [(n, t) for n, t in shape.items() if t > 1]
     tile.append((vector, min(vectors * lanes, limit * lanes)))
     order = _order(axes, vector, list(shape), along, bool(stationary))
-    work = block.registers(shape, vectors) - vectors - 1
+    work = block.accumulators(shape, vectors)
     unroll = _unroll(nodes, work)
     split = 1 if work >= 8 else min(4, -(-8 // work))
-    return Schedule(order, tuple(tile), vector, lanes, (), unroll, split)
+    panel = block.turns * vectors * lanes * 4
+    ahead = _AHEAD if stationary and panel > target.l1_bytes // 4 else 0
+    return Schedule(order, tuple(tile), vector, lanes, (), unroll, split, ahead)
 
 
 def _shapes(names: Sequence[str], extents: dict[str, int]) -> list[dict[str, int]]:
