@@ -1,6 +1,8 @@
 """``packhorse compile`` and running what it writes."""
 
 import re
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ pytest.importorskip("llvmlite")
 from cli_kit import write_model, write_two_inputs
 
 from packhorse import cli
+from packhorse.cli import _progress
 
 HEAD = ("compile", "-d", "llvm-cpu")
 
@@ -66,3 +69,42 @@ def test_a_device_that_compiles_nothing(model, tmp_path, capsys):
 def test_values_of_inputs_that_do_not_exist(model, tmp_path, capsys):
     assert call(*HEAD, model, "-o", tmp_path / "deploy", "--value", "z=8") == 2
     assert "names the input 'z', which the model does not have" in capsys.readouterr().err
+
+
+def test_progress_is_shown_when_it_takes_long(monkeypatch, caplog, capsys):
+    monkeypatch.setattr(_progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(_progress, "_REPEAT", 0.01)
+    caplog.set_level("INFO", "packhorse.cli")
+    with _progress.progress("compiling for x"):
+        wait_for(lambda: caplog.messages)
+    assert caplog.messages[0].startswith("compiling for x, ")
+    assert capsys.readouterr() == ("", "")  # no terminal: only the log says it
+
+
+def test_progress_on_a_terminal(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(_progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = []
+    with _progress.progress("compiling for x"):
+        wait_for(
+            lambda: shown.append(capsys.readouterr().err) or "compiling for x" in "".join(shown)
+        )
+    assert capsys.readouterr().out == ""
+
+
+def test_quick_steps_show_nothing(capsys, caplog):
+    caplog.set_level("INFO", "packhorse.cli")
+    with pytest.raises(ZeroDivisionError), _progress.progress("dividing"):
+        raise ZeroDivisionError
+    assert not caplog.messages
+    assert capsys.readouterr() == ("", "")
+
+
+def wait_for(condition):
+    """Wait until it holds; the number of attempts, not the clock, ends it."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.005)
+    pytest.fail("it did not happen")

@@ -94,13 +94,19 @@ def _identify(
     """Run the files that need the model one by one, as a service would."""
     target = device(name)
     feeds = [x[np.newaxis] for x in prepared if not isinstance(x, FileType)]
-    times, answers = [], []
+    times: list[float] = []
+
+    def answer(feed: Array) -> Array:
+        start = time.perf_counter()
+        (scores,) = np.asarray(model(feed, device=target))
+        times.append(time.perf_counter() - start)
+        return np.asarray(scores)
+
     with progress(f"compiling for {target.name}"):
-        for feed in feeds[:1] + feeds * (1 + _RUNS // max(1, len(feeds))):
-            start = time.perf_counter()
-            answers.append(np.asarray(model(feed, device=target))[0])
-            times.append(time.perf_counter() - start)
-    scores = iter(answers[1:])
+        for feed in feeds[:1]:
+            answer(feed)
+    answers = [answer(feed) for feed in feeds * (1 + _RUNS // max(1, len(feeds)))]
+    scores = iter(answers)
     types = [x if isinstance(x, FileType) else rules.decide(next(scores)) for x in prepared]
     return _Result(target.name, types, (times or [0.0])[0], statistics.median(times[1:] or [0.0]))
 
