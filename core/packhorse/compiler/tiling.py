@@ -19,7 +19,10 @@ from packhorse.kernel.expr import Load, Reduce, walk
 __all__ = ["tile_block"]
 
 _LATENCY = 4.0
-_AHEAD = 2048
+_L2_BYTES = 24.0
+"""Bytes per cycle that come from the second-level cache."""
+_AHEAD = 4096
+"""How far ahead weights are prefetched: they come from L3 when a layer is large."""
 _ALIAS_BYTES = 2048
 """Rows a multiple of this apart share L1 sets; more than 8 of them at once evict each other."""
 
@@ -73,7 +76,10 @@ class _Block:
             loads += count * self._price(load)
             vector_loads += count if self.vector in deps else 0
         step = max(work / 2, loads / 2, _LATENCY, (work + loads + 3) / 6)
-        step += 0.25 * vector_loads  # they come from L2 when the reduction is long
+        if self.turns * vectors * self.lanes * 4 > self.target.l1_bytes // 2:
+            step = max(step, vector_loads * self.target.vector_bytes / _L2_BYTES)
+            step += 0.25 * vector_loads
+        step += 0.1 * loads  # each is a stream of its own, and now and then a miss
         if self._aliases(tiles):
             step *= 1.5
         return step * self.turns + 2.0 * work + 20.0
