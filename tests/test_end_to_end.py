@@ -25,7 +25,7 @@ from packhorse.graph.executor import live_bytes
 from packhorse.graph.ir import Graph, Node
 from packhorse.model import Model
 
-# ---------------------------------------------------------------- a network with a bit of everything
+# ---------------------------------------------------------------- a small network
 
 
 def convnet():

@@ -134,13 +134,14 @@ def test_what_was_loaded_can_be_saved_in_the_other_form(tmp_path):
 
 
 @NEEDS_LLVM
-def test_saving_again_replaces(tmp_path):
+@pytest.mark.parametrize("name", ["deploy", "m.packhorse"])
+def test_saving_again_replaces(tmp_path, name):
     model = linear()
-    model.compile(LLVM, shapes=SHAPES).save(tmp_path / "m.packhorse")
-    old = ph.load(tmp_path / "m.packhorse")  # mapped: must go on working
-    model.compile(LLVM, shapes={"x": (3, 4)}).save(tmp_path / "m.packhorse")
+    model.compile(LLVM, shapes=SHAPES).save(tmp_path / name)
+    old = ph.load(tmp_path / name)  # its code and weights are mapped: it must go on working
+    model.compile(LLVM, shapes={"x": (3, 4)}).save(tmp_path / name)
     close_to(old(batch_of(2)), batch_of(2))
-    close_to(ph.load(tmp_path / "m.packhorse")(batch_of(3)), batch_of(3))
+    close_to(ph.load(tmp_path / name)(batch_of(3)), batch_of(3))
 
 
 @NEEDS_LLVM

@@ -209,9 +209,7 @@ def test_one_model_from_many_threads(device):
         start.wait()  # the first call of all threads compiles: once is enough
         for i in range(20):
             x = batch_of(1 + i % 3, seed)
-            np.testing.assert_allclose(
-                model(x, device=device), linear_of(x), rtol=1e-5, atol=1e-6
-            )
+            np.testing.assert_allclose(model(x, device=device), linear_of(x), rtol=1e-5, atol=1e-6)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))

@@ -18,6 +18,7 @@ from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
+    ArtifactError,
     CompileError,
     DeviceClosed,
     DeviceUnavailable,
@@ -176,15 +177,12 @@ class Executable:
             return save_artifact(path, self._artifact)
         program = self._require_program("saved")
         backend = self.device.info.name
-        with tempfile.TemporaryDirectory(prefix="packhorse-") as folder:
-            library = Path(folder) / "deploy.so"
-            self._compiled.module.export_library(library)
-            artifact = Artifact(
-                programs={backend: program},
-                params=self._compiled.params,
-                libraries={backend: library.read_bytes()},
-                device=self.device.name,
-            )
+        artifact = Artifact(
+            programs={backend: program},
+            params=self._compiled.params,
+            libraries={backend: self._library()},
+            device=self.device.name,
+        )
         return save_artifact(path, artifact)
 
     def close(self) -> None:
@@ -209,6 +207,20 @@ class Executable:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
         return f"<packhorse.Executable on {self.device.name} ({inputs})>"
+
+    def _library(self) -> bytes:
+        """The compiled code, linked into a shared library."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="packhorse-") as folder:
+                file = Path(folder) / "deploy.so"
+                self._compiled.module.export_library(file)
+                return file.read_bytes()
+        except OSError as error:
+            raise ArtifactError(
+                f"the library could not be linked in '{tempfile.gettempdir()}': "
+                f"{error.strerror or error}; nothing was saved. Free some space there, or set "
+                "TMPDIR to another folder"
+            ) from error
 
     def _require_open(self) -> None:
         if self._closed:
@@ -282,8 +294,11 @@ def as_array(name: str, value: Any) -> Array:
         return np.asarray(value)
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
-    found = np.asarray(value)
-    if found.dtype == object:
+    try:
+        found = np.asarray(value)
+    except ValueError as error:  # nested lists of different lengths
+        raise ArgumentTypeError(f"input '{name}' cannot be made an array: {error}") from None
+    if found.dtype.kind not in "biufcV":  # V: bfloat16 and its like
         raise ArgumentTypeError(
             f"input '{name}' is {type(value).__name__}; give a NumPy array, a Tensor or an "
             "object with __dlpack__"

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,14 +26,21 @@ __all__ = ["Executable", "Model", "load"]
 Array: TypeAlias = np.ndarray[Any, Any]
 
 _CACHED_SIGNATURES = 64
+_FOLDER = "part of an artifact; load its folder: packhorse.load('{folder}')"
+_LIBRARY = (
+    "a compiled library; load the artifact's folder with packhorse.load('{folder}'), or the "
+    "library alone with packhorse.load_module"
+)
+_PARTS = {".json": _FOLDER, ".params": _FOLDER, ".so": _LIBRARY, ".dylib": _LIBRARY}
+"""What is said about a file that is no model by itself."""
 
 
-def load(path: str | Path, *, format: str | None = None) -> Model | Executable:
+def load(path: str | os.PathLike[str], *, format: str | None = None) -> Model | Executable:
     """Load a model or a compiled artifact.
 
     Parameters
     ----------
-    path : str or Path
+    path : str or path-like
         A model file (``.onnx``), or an artifact: a folder with ``deploy.json``, or ``.packhorse``.
     format : str, optional
         Name of the frontend when the file's suffix does not tell it.
@@ -49,9 +58,13 @@ def load(path: str | Path, *, format: str | None = None) -> Model | Executable:
         No such file, or not a model.
     ArtifactError
         A damaged artifact.
+    ArgumentTypeError
+        ``path`` is no path.
     MissingExtra
         The frontend's package is not installed.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentTypeError(f"load takes the path of a file or folder, not {_kind(path)}")
     where = Path(path)
     if not where.exists():
         raise ModelFormatError(
@@ -62,6 +75,8 @@ def load(path: str | Path, *, format: str | None = None) -> Model | Executable:
         from packhorse.artifact import load_artifact
 
         return Executable.from_artifact(load_artifact(where))
+    if format is None and where.suffix in _PARTS:
+        raise ModelFormatError(f"'{where}' is {_PARTS[where.suffix].format(folder=where.parent)}")
     from packhorse.plugin import default_manager
 
     manager = default_manager()
@@ -158,13 +173,15 @@ class Model:
                     f"input '{value.name}' has shape {_text(value.type)}; say which sizes to "
                     f"compile for: compile(..., shapes={{'{value.name}': (...)}})"
                 )
-            if min(sizes, default=0) < 0:
-                raise ArgumentValueError(
-                    f"input '{value.name}' cannot have the shape {shape}: sizes are 0 or more; "
-                    f"the model wants {_text(value.type)}"
-                )
             # a broadcast zero stands for the data: only its shape and dtype are looked at
-            feeds[value.name] = np.broadcast_to(np.zeros((), value.type.dtype), sizes)
+            zero = np.zeros((), value.type.dtype)
+            try:
+                feeds[value.name] = np.broadcast_to(zero, sizes)
+            except ValueError as error:  # negative, or more than an address can count
+                raise ArgumentValueError(
+                    f"input '{value.name}' cannot have the shape {shape}: {error}; the model "
+                    f"wants {_text(value.type)}"
+                ) from None
         needed = [n for n in self._value_operands() if n not in fixed]
         if needed and "compile" in self._device(device).capabilities:
             raise ArgumentValueError(
@@ -267,9 +284,23 @@ def _check(inputs: Sequence[Value], feeds: Mapping[str, Array]) -> dict[str, Ten
         if not fits:
             raise ArgumentValueError(
                 f"input '{value.name}' has shape {tuple(array.shape)}, the model wants "
-                f"{_text(wanted)}"
+                f"{_text(wanted)}{_reshaped(value.name, array, wanted)}"
             )
     return {n: TensorType(a.dtype, tuple(int(d) for d in a.shape)) for n, a in feeds.items()}
+
+
+def _reshaped(name: str, array: Array, wanted: TensorType) -> str:
+    """How to make an array fit, where that is likely what was meant."""
+    dims = wanted.shape or ()
+    if array.ndim + 1 == len(dims) and (isinstance(dims[0], str) or dims[0] == 1):
+        return f"; add the first dimension: {name}[None]"
+    if wanted.is_static and math.prod(wanted.dims) == array.size:
+        return f"; if the order of the elements is right: {name}.reshape{_text(wanted)}"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _text(wanted: TensorType) -> str:
