@@ -54,7 +54,9 @@ model = packhorse.load(sys.argv[1])
 lap("read the file")
 device = packhorse.device(sys.argv[3])
 lap("open the device")
-executable = model.compile(device, shapes={n: a.shape for n, a in feeds.items()})
+small = {n: a for n, a in feeds.items() if a.dtype.kind in "biu" and a.size <= 16}
+shapes = {n: a.shape for n, a in feeds.items()}
+executable = model.compile(device, shapes=shapes, values=small)
 lap("compile")
 executable(**feeds)
 lap("first run")

@@ -24,12 +24,10 @@ def compare(case: Case, threads: int, seconds: float) -> dict[str, Any]:
 
     feeds = case.feeds()
     model: Any = packhorse.load(case.path)
-    shapes = {name: array.shape for name, array in feeds.items()}
     calls: dict[str, Any] = {}
     for count in (1, threads):
-        ours = model.compile(f"llvm-cpu?threads={count}", shapes=shapes)
-        session = ort_session(case.path, count)
-        calls[f"ours_{count}"] = lambda ours=ours: ours(**feeds)
+        device, session = f"llvm-cpu?threads={count}", ort_session(case.path, count)
+        calls[f"ours_{count}"] = lambda device=device: model(device=device, **feeds)
         calls[f"ort_{count}"] = lambda session=session: session.run(None, feeds)
     times = {name: t.best * 1e3 for name, t in measure(calls, seconds=seconds).items()}
     model.close()
