@@ -106,7 +106,12 @@ class Library:
         key = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         with _lock:
             if key not in _loaded:
-                changed = any(known[:2] == key[:2] for known in _loaded)
+                # dlopen would return the old handle for a file changed in place, and also for
+                # a new file under an old name: it compares names before inodes
+                changed = any(known[:2] == key[:2] for known in _loaded) or any(
+                    os.path.abspath(other.path) == os.path.abspath(self.path)
+                    for other in _loaded.values()
+                )
                 _loaded[key] = _Loaded(self.path, private=changed)
             self._shared = _loaded[key]
 
