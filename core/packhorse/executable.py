@@ -107,6 +107,31 @@ class Executable:
         outputs = self._run(bind(self._names, args, inputs))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
+    def compile(
+        self,
+        device: DeviceLike = None,
+        *,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        values: Mapping[str, Any] | None = None,
+    ) -> Executable:
+        """The same as for a :class:`~packhorse.Model`, where nothing is left to do.
+
+        Raises
+        ------
+        ArgumentValueError
+            For another device, or for other shapes than it was compiled for.
+        """
+        for name, shape in dict(shapes or {}).items():
+            if name not in self.inputs:
+                raise ArgumentValueError(no_such_input(name, self._names))
+            if tuple(shape) != self.inputs[name].shape:
+                raise ArgumentValueError(
+                    f"input '{name}' was compiled for shape {self.inputs[name].shape}, not for "
+                    f"{tuple(shape)}. Load the model and compile it for that shape"
+                )
+        del values  # built into the code already
+        return self if device is None else self._on(device)
+
     @property
     def closed(self) -> bool:
         """True after :meth:`close`."""

@@ -16,9 +16,10 @@ from packhorse.compiler.reference import ReferenceExecutable
 from packhorse.compiler.result import Compiled, NodeReport
 from packhorse.compiler.specialize import specialize
 from packhorse.device import Device
-from packhorse.errors import CompileError, UnsupportedOperator
+from packhorse.errors import CompileError, DeviceMemoryError, UnsupportedOperator
 from packhorse.graph.executor import GraphExecutor
 from packhorse.graph.ir import Graph, TensorType
+from packhorse.graph.program import Program
 from packhorse.kernel.kernel import Buffer, Kernel
 from packhorse.ops.registry import NotStatic
 
@@ -67,6 +68,7 @@ def compile_graph(
     except (NotStatic, UnsupportedOperator) as error:
         _log.warning("'%s' runs by its NumPy references on %s: %s", graph.name, device.name, error)
         return _by_reference(graph, device, str(error))
+    _check_memory(program, device)
     params = pack_params(build)
     clock.lap("pack weights")
     functions = [(name, kernel, plan) for name, (kernel, plan) in build.functions.items()]
@@ -78,6 +80,16 @@ def compile_graph(
     clock.lap("link")
     _log.info("compiled '%s' for %s in %.2f s", graph.name, device.name, clock.total)
     return Compiled(executor, _report(build, device), program, module, params, clock.laps)
+
+
+def _check_memory(program: Program, device: Device) -> None:
+    """Refuse what cannot be allocated before compiling it."""
+    needed, total = sum(program.storage_bytes().values()), device.memory().total
+    if total is not None and needed > total:
+        raise DeviceMemoryError(
+            f"{device.name}: '{program.name}' needs {needed / 2**30:.1f} GiB for these input "
+            f"shapes, the machine has {total / 2**30:.1f} GiB. Use smaller inputs or batches"
+        )
 
 
 def _scheduler(device: Device) -> Scheduler:
