@@ -41,6 +41,7 @@ class _Block:
         self.deps = [view.free(n) for n in self.loads]
         self.turns = max(self._turns(r) for r in nodes)
         self.stationary = True
+        self.names: Sequence[str] = ()
 
     def _turns(self, node: Reduce) -> int:
         total = 1
@@ -106,11 +107,14 @@ class _Block:
         extents = self.view.extents
         needed = -(-extents[self.vector] // self.lanes)
         choices: list[list[tuple[int, int]]] = []
-        for name, tile in [*tiles.items()]:
+        for name, tile in tiles.items():
             full, rest = divmod(extents[name], tile)
             choices.append([(full, tile)] * bool(full) + [(1, rest)] * bool(rest))
         full, rest = divmod(needed, vectors)
         choices.append([(full, vectors)] * bool(full) + [(1, rest)] * bool(rest))
+        repeats = 1
+        for name in self.names:
+            repeats *= 1 if name in tiles else extents[name]
         total = 0.0
         for combo in itertools.product(*choices):
             count = 1
@@ -118,7 +122,7 @@ class _Block:
                 count *= n
             shape = dict(zip(tiles, (t for _, t in combo[:-1]), strict=True))
             total += count * self.cycles(shape, combo[-1][1])
-        return total
+        return total * repeats
 
 
 def tile_block(
@@ -145,7 +149,9 @@ def tile_block(
     # axes along which nothing that varies along the vector axis has to be loaded again
     stationary = [n for n in others if not any(n in d for d in along)]
     block.stationary = bool(stationary)
-    candidates = [n for n in (stationary or others) if any(n in view.free(r) for r in nodes)][-2:]
+    candidates = [n for n in (stationary or others) if any(n in view.free(r) for r in nodes)]
+    candidates = candidates[-2 if stationary else -1 :]
+    block.names = candidates
     best: tuple[float, int, dict[str, int]] | None = None
     budget = target.vector_registers - 1
     limit = -(-extents[vector] // lanes)
