@@ -122,7 +122,8 @@ class _Block:
                 count *= n
             shape = dict(zip(tiles, (t for _, t in combo[:-1]), strict=True))
             total += count * self.cycles(shape, combo[-1][1])
-        return total * repeats
+        tails = sum(len(c) - 1 for c in choices)  # each doubles the code
+        return total * repeats * (1.0 + 0.01 * tails)
 
 
 def tile_block(
