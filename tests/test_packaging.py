@@ -23,7 +23,7 @@ PACKAGES = {
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of what is in the checkout and not ignored."""
-    pytest.importorskip("setuptools")
+    pytest.importorskip("setuptools", minversion="77")
     source = tmp_path_factory.mktemp("source")
     for name in ("core", "plugins"):
         ignored = shutil.ignore_patterns("*.so", "*.o", "__pycache__", "*.egg-info")
