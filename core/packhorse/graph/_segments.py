@@ -107,6 +107,14 @@ class Tensors:
         else:
             self._memory[storage] = array.reshape(-1).view(np.uint8)
 
+    def point(self, number: int, array: Array) -> None:
+        """Give an entry's storage other memory for good: every DLTensor in it points there."""
+        storage = self.program.entries[number].storage
+        flat = array.reshape(-1).view(np.uint8)
+        self._memory[storage], self._addresses[storage] = flat, address(flat)
+        for pointer in self._pointers.get(storage, ()):
+            pointer.data = self._addresses[storage]
+
     def release(self) -> None:
         """Let go of the memory."""
         self._memory, self._addresses, self._slots, self._pointers = {}, {}, [], {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,7 +25,16 @@ from packhorse.errors import (
 from packhorse.graph.program import NOP, Entry, Program
 from packhorse.native.runtime import ffi
 
-__all__ = ["ALIGNMENT", "Placement", "address", "entry_dtype", "live_bytes", "place", "view"]
+__all__ = [
+    "ALIGNMENT",
+    "Placement",
+    "address",
+    "entry_dtype",
+    "live_bytes",
+    "place",
+    "place_all",
+    "view",
+]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -97,13 +106,8 @@ def place(program: Program, params: Mapping[str, Array], alignment: int) -> Plac
         The host is out of memory.
     """
     sizes = program.storage_bytes()
-    written = {
-        program.entries[i].storage
-        for step in program.steps
-        if step.function != NOP
-        for i in step.outputs
-    }
-    bound_inputs, bound_outputs = _bound(program, sizes, written)
+    written = _written(program)
+    bound_inputs, bound_outputs = _bound(program, program.inputs, sizes, written)
     weights = _weights(program, params)
     memory = {
         storage: array
@@ -123,8 +127,31 @@ def place(program: Program, params: Mapping[str, Array], alignment: int) -> Plac
     return Placement(memory, bound_inputs, bound_outputs, total, used)
 
 
+def place_all(program: Program) -> Placement:
+    """Allocate every storage, inputs, params and outputs included: what lasts between runs.
+
+    ``bound_inputs`` (params among them) and ``bound_outputs`` are the entries whose memory may
+    be replaced by the caller's. Raises ArtifactError and DeviceMemoryError as :func:`place`.
+    """
+    sizes = program.storage_bytes()
+    given = (*program.inputs, *program.params)
+    bound_inputs, bound_outputs = _bound(program, given, sizes, _written(program))
+    memory, total = _arena(sizes)
+    return Placement(memory, bound_inputs, bound_outputs, total, 0)
+
+
+def _written(program: Program) -> set[int]:
+    """Storages that steps write to."""
+    return {
+        program.entries[i].storage
+        for step in program.steps
+        if step.function != NOP
+        for i in step.outputs
+    }
+
+
 def _bound(
-    program: Program, sizes: Mapping[int, int], written: set[int]
+    program: Program, arguments: Sequence[int], sizes: Mapping[int, int], written: set[int]
 ) -> tuple[set[int], set[int]]:
     """Inputs used where the caller has them, outputs written where the caller gets them.
 
@@ -138,7 +165,7 @@ def _bound(
         raise ArtifactError("two inputs or params lie in the same storage; each needs its own")
     results = [of[i] for i in program.outputs]
     exact = {i for i, entry in enumerate(program.entries) if sizes[of[i]] == entry.nbytes}
-    inputs = {i for i in program.inputs if i in exact and of[i] not in {*written, *results}}
+    inputs = {i for i in arguments if i in exact and of[i] not in {*written, *results}}
     taken = {*given, *lasting}
     outputs = {
         i

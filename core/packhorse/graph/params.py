@@ -22,7 +22,7 @@ from packhorse.dtype import dtype_name, from_dlpack_code, legacy_code
 from packhorse.errors import ArgumentTypeError, ArtifactError
 from packhorse.graph.program import MAX_RANK
 
-__all__ = ["load_params", "params_chunks", "raw_bytes", "save_params", "view_array"]
+__all__ = ["load_params", "param_names", "params_chunks", "raw_bytes", "save_params", "view_array"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -95,22 +95,26 @@ def load_params(source: bytes | memoryview) -> dict[str, Array]:
         The file holds bfloat16 or narrower floats and ml_dtypes is not installed.
     """
     reader = _Reader(memoryview(source).cast("B"))
-    if reader.word("magic number") != MAGIC:
-        raise ArtifactError("these are not TVM params: the magic number at offset 0 is wrong")
-    reader.word("reserved word")
-    count = reader.count("number of names", 8)
-    names = [reader.name(i) for i in range(count)]
-    if len(set(names)) < count:
-        raise ArtifactError("params hold two arrays of the same name; the file is damaged")
+    names = reader.names()
     start = reader.offset
-    if reader.count("number of arrays", _SMALLEST_ARRAY) != count:
-        raise ArtifactError(f"params have {count} names but another number of arrays at {start}")
+    if reader.count("number of arrays", _SMALLEST_ARRAY) != len(names):
+        raise ArtifactError(
+            f"params have {len(names)} names but another number of arrays at {start}"
+        )
     params = {name: reader.array(name) for name in names}
     if reader.offset != len(reader.data):
         raise ArtifactError(
             f"params end at offset {reader.offset}, but the file has {len(reader.data)} bytes"
         )
     return params
+
+
+def param_names(source: bytes | memoryview) -> list[str]:
+    """The names at the start of a params stream; what follows them may be missing.
+
+    Raises ArtifactError as :func:`load_params`.
+    """
+    return _Reader(memoryview(source).cast("B")).names()
 
 
 class _Reader:
@@ -139,6 +143,17 @@ class _Reader:
                 f"the {len(self.data) - self.offset} bytes left"
             )
         return count
+
+    def names(self) -> list[str]:
+        """Everything before the arrays."""
+        if self.word("magic number") != MAGIC:
+            raise ArtifactError("these are not TVM params: the magic number at offset 0 is wrong")
+        self.word("reserved word")
+        count = self.count("number of names", 8)
+        names = [self.name(i) for i in range(count)]
+        if len(set(names)) < count:
+            raise ArtifactError("params hold two arrays of the same name; the file is damaged")
+        return names
 
     def name(self, i: int) -> str:
         offset = self.offset

@@ -1,0 +1,94 @@
+"""The global functions that make graph modules: ``tvm.graph_executor.create`` and its kin.
+
+Each takes its devices as TVM's do: Devices, device strings, or pairs of ints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from packhorse.errors import ArgumentTypeError, DeviceUnavailable
+from packhorse.function import PackedFunction
+from packhorse.graph._devices import host_place
+from packhorse.graph._segments import HOST_PREFIX, HostRunner, ModuleLike
+from packhorse.graph.graph_json import program_from_json
+from packhorse.graph.program import Program
+from packhorse.graph.runtime import GraphModule
+
+__all__ = ["create", "create_cuda_graph", "make"]
+
+G = TypeVar("G", bound=GraphModule)
+
+
+def create(graph_json: str | bytes, module: ModuleLike | None, *where: Any) -> GraphModule:
+    """``tvm.graph_executor.create``, ``tvm.graph_runtime.create``: a graph ready to be set and run.
+
+    Parameters
+    ----------
+    graph_json : str or bytes
+        Content of ``deploy.json``.
+    module : Module
+        The library with the functions of the graph.
+    *where
+        A Device, a device string, or TVM's ``device_type, device_id`` (1, 0). Before it, a
+        function ``f(storage_id) -> address`` of weights in the library may stand.
+
+    Raises
+    ------
+    ArtifactError
+        The JSON is damaged.
+    FunctionNotFound
+        The library lacks a function of the graph.
+    DeviceUnavailable
+        The device is not host memory.
+    ArgumentTypeError, ArgumentValueError
+        The arguments are of other kinds, or there is no device.
+    """
+    return make(GraphModule, graph_json, module, where)
+
+
+def make(
+    kind: type[G], graph_json: str | bytes, module: ModuleLike | None, where: Sequence[Any]
+) -> G:
+    """What :func:`create` does, for other kinds of graph module."""
+    if not isinstance(graph_json, str | bytes):
+        raise ArgumentTypeError(
+            f"the graph is JSON text, not a {type(graph_json).__name__}; pass the content of "
+            "deploy.json"
+        )
+    if module is not None and not hasattr(module, "get_function"):
+        raise ArgumentTypeError(
+            f"the second argument is the library's Module, not a {type(module).__name__}; load it "
+            "with packhorse.load_module"
+        )
+    linked = None
+    if where and isinstance(where[0], PackedFunction):
+        linked, where = where[0], where[1:]
+    place = host_place(where)
+    program = program_from_json(graph_json, ())
+    return kind(program, module, place, host=_host_runner(program), linked=linked)
+
+
+def _host_runner(program: Program) -> HostRunner | None:
+    """The NumPy references, for graphs that have such steps. They lie in a layer above this one."""
+    if not any(step.function.startswith(HOST_PREFIX) for step in program.steps):
+        return None
+    from importlib import import_module
+
+    found: HostRunner = import_module("packhorse.compiler.host").run_step
+    return found
+
+
+def create_cuda_graph(*_: Any) -> Any:
+    """``tvm.graph_executor_cuda_graph.create``: always refused.
+
+    Raises
+    ------
+    DeviceUnavailable
+        CUDA graphs are not offered under TVM's names.
+    """
+    raise DeviceUnavailable(
+        "CUDA graphs are not offered for libraries that TVM compiled; create the graph with "
+        "tvm.graph_executor.create on a device of host memory"
+    )
