@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from packhorse.cli._progress import progress
+from packhorse.compiler.specialize import shape_operands
 from packhorse.device import Device, device
+from packhorse.errors import ArgumentValueError
 from packhorse.graph.ir import TensorType
 from packhorse.model import Executable, Model, load
 
@@ -80,13 +82,33 @@ class Session:
         feeds: Mapping[str, Array] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> Executable:
-        """Compile for the shapes (and values, where shapes depend on them) of ``feeds``."""
+        """Compile for the shapes (and values, where shapes depend on them) of ``feeds``.
+
+        Raises
+        ------
+        ArgumentValueError
+            Shapes depend on the value of an input that ``feeds`` does not hold.
+        """
         if self.model is not None and self.executable is None:
+            self._require_values(feeds or {})
             start = time.perf_counter()
             with progress(f"compiling for {self.device_name}"):
                 self.executable = self.model.compile(self._wanted, shapes=shapes, values=feeds)
             self.compile_seconds = time.perf_counter() - start
         return self.ready
+
+    def _require_values(self, feeds: Mapping[str, Array]) -> None:
+        assert self.model is not None
+        assert self._wanted is not None, "a model has a device"
+        if "compile" not in self._wanted.capabilities:
+            return  # the references need no values ahead of time
+        missing = sorted(shape_operands(self.model.graph) - feeds.keys())
+        if missing:
+            options = " ".join(f"--value {name}=NUMBER" for name in missing)
+            raise ArgumentValueError(
+                f"shapes inside this model depend on the value of input '{missing[0]}'. "
+                f"Say for which to compile: {options}"
+            )
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; outputs by name."""
