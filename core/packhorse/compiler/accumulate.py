@@ -34,7 +34,7 @@ class Accumulate:
         self.inner = loops[-1][0] if loops and loops[-1][0] not in self.whole else None
         self.split = max(1, low.schedule.accumulators)
         if self.rows:  # enough independent chains to hide the adder's latency
-            self.split = max(1, 8 // max(1, sum(len(p) for _, p in work)))
+            self.split = max(1, 4 // max(1, sum(len(p) for _, p in work)))
         factor = self.split
         if self.inner is not None:
             extent = low.extents[self.inner]

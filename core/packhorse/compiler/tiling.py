@@ -21,6 +21,8 @@ __all__ = ["tile_block"]
 _LATENCY = 4.0
 _L2_BYTES = 24.0
 """Bytes per cycle that come from the second-level cache."""
+_L3_BYTES = 30.0
+"""The same of the last level, as far as it does not hide behind arithmetic."""
 _AHEAD = 4096
 """How far ahead weights are prefetched: they come from L3 when a layer is large."""
 _ALIAS_BYTES = 2048
@@ -79,7 +81,7 @@ class _Block:
         step = max(work / 2, loads / 2, _LATENCY, (work + loads + 3) / 6)
         if self.turns * vectors * self.lanes * 4 > self.target.l1_bytes // 2:
             step = max(step, vector_loads * self.target.vector_bytes / _L2_BYTES)
-            step += 0.25 * vector_loads
+            step += 0.4 * vector_loads
         step += 0.1 * loads  # each is a stream of its own, and now and then a miss
         if self._aliases(tiles):
             step *= 1.5
@@ -123,7 +125,18 @@ class _Block:
             shape = dict(zip(tiles, (t for _, t in combo[:-1]), strict=True))
             total += count * self.cycles(shape, combo[-1][1])
         tails = sum(len(c) - 1 for c in choices)  # each doubles the code
-        return total * repeats * (1.0 + 0.01 * tails)
+        return total * repeats * (1.0 + 0.01 * tails) + self._streams(-(-needed // vectors))
+
+    def _streams(self, passes: int) -> float:
+        """Cycles to bring in what every turn of the vector loop reads all over again."""
+        total = 0.0
+        for name in {n.buffer for n, d in zip(self.loads, self.deps, strict=True)
+                     if self.vector not in d}:  # fmt: skip
+            buffer = self.view.kernel.buffers[name]
+            nbytes = buffer.size * size_of(buffer.dtype)
+            if nbytes > self.target.l2_bytes // 2:
+                total += passes * nbytes / _L3_BYTES
+        return total
 
 
 def tile_block(
