@@ -11,6 +11,7 @@ direct algorithm against fused multiply-adds on registers alone, measured in the
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from packhorse_llvm_cpu.codegen import Codegen
 
 from packhorse.compiler.schedule import pack_constants, schedule
 from packhorse.compiler.target import host_target
@@ -26,6 +26,7 @@ from packhorse.kernel import Buffer, Kernel, Store, contiguous
 from packhorse.kernel.expr import Affine, Expr, Load, Reduce, affine, call
 from packhorse.kernel.layout import numpy_dtype, to_storage
 from packhorse.native import Plan, Slot, aligned_empty
+from packhorse_llvm_cpu.codegen import Codegen
 
 F32 = "float32"
 Run = Callable[[], object]
@@ -59,7 +60,7 @@ def node(op: str, inputs: Sequence[str], output: str = "y", **attrs: Any) -> Any
     return helper.make_node(op, list(inputs), [output], **attrs)
 
 
-# -- cases ------------------------------------------------------------------------------------------
+# -- cases ----------------------------------------------------------------------------------------
 
 
 def gemm(m: int, n: int, k: int) -> Case:
@@ -163,7 +164,7 @@ def cases() -> Iterator[Case]:
     yield layernorm(1024, 384)
 
 
-# -- running ----------------------------------------------------------------------------------------
+# -- running --------------------------------------------------------------------------------------
 
 
 def ours(codegen: Codegen, case: Case) -> Run:
@@ -171,7 +172,8 @@ def ours(codegen: Codegen, case: Case) -> Run:
     plan = schedule(kernel, codegen.target)
     kernel = replace(kernel, buffers={**kernel.buffers, **pack_constants(kernel, plan)})
     module = codegen.module([("bench", kernel, plan)])
-    slots, keep = [], [module]
+    slots: list[Slot] = []
+    keep: list[object] = [module]
     for name in kernel.arguments:
         buffer = kernel.buffers[name]
         flat = aligned_empty(4 * buffer.size).view(numpy_dtype(buffer.dtype))
@@ -180,11 +182,16 @@ def ours(codegen: Codegen, case: Case) -> Run:
         keep.append(flat)
         slots.append(Slot((buffer.size,), buffer.dtype, flat.ctypes.data))
     calls = Plan([(module._addresses["bench"], slots)])
-    return lambda keep=keep: calls.run(1)
+    return _holding(keep, lambda: calls.run(1))
+
+
+def _holding(what: object, run: Run) -> Run:
+    """The same run, keeping the memory it works on."""
+    return lambda: (run(), what)[0]
 
 
 def theirs(case: Case) -> Run:
-    import onnxruntime as ort
+    ort: Any = importlib.import_module("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
@@ -207,7 +214,7 @@ def theirs(case: Case) -> Run:
     for name, array in feeds.items():
         binding.bind_cpu_input(name, array)
     binding.bind_output("y")
-    return lambda keep=feeds: session.run_with_iobinding(binding)
+    return _holding(feeds, lambda: session.run_with_iobinding(binding))
 
 
 def peak(codegen: Codegen) -> tuple[Run, float]:
@@ -233,7 +240,7 @@ def peak(codegen: Codegen) -> tuple[Run, float]:
     memory = aligned_empty(256)
     memory[:] = 0
     calls = Plan([(module._addresses["bench"], [Slot((64,), F32, memory.ctypes.data)])])
-    return (lambda keep=(module, memory): calls.run(1)), 2.0 * turns * chains * lanes
+    return _holding((module, memory), lambda: calls.run(1)), 2.0 * turns * chains * lanes
 
 
 def _seconds(run: Run, times: int) -> float:
@@ -257,7 +264,7 @@ def compare(runs: Sequence[Run], rounds: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Single kernels beside onnxruntime.")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
