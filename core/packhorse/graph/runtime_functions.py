@@ -15,8 +15,9 @@ from packhorse.graph._segments import HOST_PREFIX, HostRunner, ModuleLike
 from packhorse.graph.graph_json import program_from_json
 from packhorse.graph.program import Program
 from packhorse.graph.runtime import GraphModule
+from packhorse.graph.runtime_debug import DebugModule
 
-__all__ = ["create", "create_cuda_graph", "make"]
+__all__ = ["create", "create_cuda_graph", "create_debug", "make"]
 
 G = TypeVar("G", bound=GraphModule)
 
@@ -46,6 +47,11 @@ def create(graph_json: str | bytes, module: ModuleLike | None, *where: Any) -> G
         The arguments are of other kinds, or there is no device.
     """
     return make(GraphModule, graph_json, module, where)
+
+
+def create_debug(graph_json: str | bytes, module: ModuleLike | None, *where: Any) -> DebugModule:
+    """``tvm.graph_executor_debug.create``: as :func:`create`, and every node can be looked at."""
+    return make(DebugModule, graph_json, module, where)
 
 
 def make(
