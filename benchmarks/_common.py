@@ -30,6 +30,7 @@ Call = Callable[[], Any]
 __all__ = [
     "CASES",
     "Case",
+    "Neighbours",
     "Times",
     "arguments",
     "describe",
@@ -236,6 +237,29 @@ def pin(cores: int) -> list[int]:
     chosen = sorted(os.sched_getaffinity(0))[-cores:]
     os.sched_setaffinity(0, chosen)
     return chosen
+
+
+class Neighbours:
+    """How many cores other processes use between creation and :meth:`cores` (Linux; else nan)."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def cores(self) -> float:
+        """Cores that other processes kept busy, on average."""
+        wall, busy = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        return max(0.0, busy / wall) if wall > 0 else 0.0
+
+    @staticmethod
+    def _read() -> tuple[float, float]:
+        try:
+            with open("/proc/stat", encoding="ascii") as stat:
+                fields = [int(word) for word in stat.readline().split()[1:9]]
+        except OSError:
+            return time.perf_counter(), float("nan")
+        tick, own = os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+        idle = fields[3] + fields[4]
+        return time.perf_counter(), (sum(fields) - idle) / tick - own
 
 
 # ---------------------------------------------------------------- the machine
