@@ -120,7 +120,7 @@ class Maker:
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda t: t.cpu)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_kernels(target, seed):
     maker = Maker(seed)

@@ -29,8 +29,7 @@ def emit_llvm(kernel: Kernel, schedule: Schedule, target: Target, symbol: str) -
         Name of the exported packed function (TVM legacy ABI, arguments in the order of
         ``kernel.arguments``). The loops themselves are ``<symbol>_loop(lo, hi, pointers)``.
 
-    Buffers need the alignment of their elements only. An output may share memory with an input
-    only where each element is written after its last use, at the same index.
+    Buffers need the alignment of their elements only; outputs must not overlap inputs.
 
     Raises
     ------
