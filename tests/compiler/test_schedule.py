@@ -132,3 +132,11 @@ def test_targets():
         assert host_target("x86-64").vector_bytes == 16
         with pytest.raises(CompileError, match="unknown CPU 'pentium'"):
             host_target("pentium")
+
+
+def test_transposes_gather_squares():
+    kernel = Kernel("t", (("m", 64), ("n", 3136)), (to("y", ("m", "n"), at("x", "n", "m")),),
+                    {"x": dense(3136, 64), "y": dense(64, 3136)})  # fmt: skip
+    plan = schedule(kernel, WIDE)
+    assert plan.vector == "n"
+    assert dict(plan.tile) == {"n": 16, "m": 16}

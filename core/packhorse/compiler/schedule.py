@@ -139,7 +139,9 @@ class _Chooser:
         """Memory operations per output element, very roughly, with this vector axis."""
         total = 0.0
         for store, where in zip(self.kernel.stores, self.stores, strict=True):
-            total += self._step(where.stride(vector) if vector else None)
+            # scattering costs more than gathering: lines are read before they are written
+            step = self._step(where.stride(vector) if vector else None)
+            total += step if step <= 1.0 else 1.5 * step
             total += sum(
                 self._load_cost(n, vector)
                 for n in walk(store.value) if isinstance(n, Load) and not self._reduced(n)
@@ -192,10 +194,26 @@ class _Chooser:
         others = [n for n in self.axes if n != vector]
         extent, lanes = self.extents[vector], self.lanes
         count = min(4, -(-extent // lanes))
+        across = None if self.reduces else self._transposed(vector, others)
+        if across is not None:  # each line gathered from serves a whole square
+            square = ((vector, min(extent, lanes)), (across, min(self.extents[across], lanes)))
+            return Schedule((*others, vector), square, vector, lanes)
         tile = [(vector, min(extent, count * lanes))]
         if not self.reduces and others and count < 4 and self.extents[others[-1]] > 1:
             tile.append((others[-1], min(self.extents[others[-1]], 4 // count)))
         return Schedule((*others, vector), tuple(tile), vector, lanes)
+
+    def _transposed(self, vector: str, others: list[str]) -> str | None:
+        """The axis along which something strided along the vector axis lies contiguously."""
+        for store in self.kernel.stores:
+            for node in walk(store.value):
+                if isinstance(node, Load) and node.buffer not in self.constants:
+                    where = self.view.load(node)
+                    if where.stride(vector) not in (0, 1) and not where.indirect:
+                        for name in reversed(others):
+                            if where.stride(name) == 1 and self.extents[name] > 1:
+                                return name
+        return None
 
     def _scalar_outputs(self) -> Schedule:
         """Outputs one by one: lanes, if any, lie along the reduced axes. A small block lets
