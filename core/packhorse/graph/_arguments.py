@@ -155,7 +155,7 @@ def check_aligned(what: str, array: Array, alignment: int, instead: str) -> None
     ArgumentValueError
         The address is not a multiple of ``alignment``.
     """
-    off = address_of(array) % alignment
+    off = address_of(array) % alignment if array.size else 0
     if off:
         raise ArgumentValueError(
             f"the memory of {what} is {off} bytes past a multiple of {alignment}, which the "

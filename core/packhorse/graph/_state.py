@@ -116,7 +116,7 @@ class State:
     def _lendable(self, row: Argument, array: Array) -> bool:
         if not row.replaceable or not array.flags.c_contiguous:
             return False
-        return address_of(array) % alignment_of(self.program, row.dtype) == 0
+        return not array.size or address_of(array) % alignment_of(self.program, row.dtype) == 0
 
     def link(self, linked: Linked) -> None:
         """Use weights within the library: ``linked(storage_id)`` is their address, or None.
