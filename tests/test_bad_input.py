@@ -533,3 +533,19 @@ def test_libraries_that_are_none(saved, tmp_path):
         "load_module takes",
         "packhorse.load",
     )
+
+
+def test_damaged_files_are_named(tmp_path):
+    for name, start in (("m.onnx", b"\x08\x07\x12\xff\xff"), ("a.packhorse", b"PK\x03\x04")):
+        path = tmp_path / name
+        path.write_bytes(start + b"damaged" * 40)
+        with pytest.raises(ph.PackhorseError, match=name):
+            ph.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("llvm_cpu", "did you mean 'llvm-cpu'"), ("llvm-cpu?cpu=quantum", "znver4")]
+)
+def test_device_words_with_hints(text, hint):
+    with pytest.raises(e.DeviceStringError, match=hint):
+        ph.device(text)

@@ -234,9 +234,12 @@ def _backend(text: str, word: str) -> str:
     if not word:
         raise _error(text, "the backend is missing; write for example cpu:0")
     if not _BACKEND.fullmatch(word):
+        dashed = word.replace("_", "-")
+        hint = f" (did you mean '{dashed}'?)" if _BACKEND.fullmatch(dashed) else ""
         raise _error(
             text,
-            f"'{word}' is not a backend name: a letter, then letters and digits, joined by '-'",
+            f"'{word}' is not a backend name{hint}: a letter, then letters and digits, "
+            "joined by '-'",
         )
     return word
 

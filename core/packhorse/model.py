@@ -17,7 +17,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from packhorse.device import Device, device
-from packhorse.errors import ArgumentTypeError, ArgumentValueError, ModelFormatError
+from packhorse.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    ArtifactError,
+    ModelError,
+    ModelFormatError,
+)
 from packhorse.executable import DeviceLike, Executable, Outputs, bind, no_such_input
 from packhorse.graph.ir import Graph, TensorType, Value
 
@@ -71,6 +77,15 @@ def load(path: str | os.PathLike[str], *, format: str | None = None) -> Model | 
             f"'{where}' does not exist. Give the path of a model file, of a folder with "
             "deploy.json, or of a .packhorse file"
         )
+    try:
+        return _load(where, format)
+    except (ModelError, ArtifactError) as error:
+        if str(where) not in str(error):  # parsers below see bytes, people want a file name
+            error.args = (f"'{where}': {error}", *error.args[1:])
+        raise
+
+
+def _load(where: Path, format: str | None) -> Model | Executable:
     if where.suffix == ".packhorse" or where.is_dir():
         from packhorse.artifact import load_artifact
 

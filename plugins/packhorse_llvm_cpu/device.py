@@ -11,7 +11,7 @@ from packhorse.compiler.schedule import Schedule, schedule
 from packhorse.compiler.target import Target, host_target
 from packhorse.cpu import HostDevice
 from packhorse.device import BackendInfo
-from packhorse.errors import CompileError, DeviceError, DeviceUnavailable
+from packhorse.errors import CompileError, DeviceError, DeviceStringError, DeviceUnavailable
 from packhorse.kernel import Affine, Kernel, Store, contiguous
 from packhorse.kernel.expr import Load
 from packhorse_llvm_cpu.codegen import Codegen
@@ -28,7 +28,7 @@ class LlvmCpuDevice(HostDevice):
         super().__init__(info, index, options)
         cpu = str(options.get("cpu") or "")
         host = host_target(threads=self.threads)
-        self._target = host_target(cpu, self.threads) if cpu else host
+        self._target = _named_target(cpu, self.threads) if cpu else host
         lacking = [f for f in self._target.features if f.startswith("+") and not host.has(f[1:])]
         if lacking:
             raise DeviceUnavailable(
@@ -79,3 +79,10 @@ class LlvmCpuDevice(HostDevice):
             module["ph_check"](source, result)
         if result.tolist() != [2.0, 4.0, 6.0]:
             raise DeviceError(f"{self.name}: [1, 2, 3] + [1, 2, 3] gave {result.tolist()}")
+
+
+def _named_target(cpu: str, threads: int) -> Target:
+    try:
+        return host_target(cpu, threads)
+    except CompileError as error:
+        raise DeviceStringError(f"option cpu={cpu} of 'llvm-cpu': {error}") from None
