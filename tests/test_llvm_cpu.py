@@ -14,7 +14,13 @@ from codegen_kit import at, dense, to
 import packhorse.compiler.target as target_file
 import packhorse_llvm_cpu.module as module_file
 from packhorse.compiler.schedule import schedule
-from packhorse.errors import CompileError, DeviceClosed, DeviceUnavailable, MissingExtra
+from packhorse.errors import (
+    CompileError,
+    DeviceClosed,
+    DeviceStringError,
+    DeviceUnavailable,
+    MissingExtra,
+)
 from packhorse.kernel import Kernel
 from packhorse.module import load_module
 from packhorse_llvm_cpu.cache import ObjectCache
@@ -73,7 +79,7 @@ def test_empty_module_and_equal_symbols():
 def test_options():
     with pytest.raises(DeviceUnavailable, match="does not exist"):
         LlvmCpuBackend().open(1, {})
-    with pytest.raises(CompileError, match="unknown CPU"):
+    with pytest.raises(DeviceStringError, match="unknown CPU"):
         open_device(cpu="pentium")
     if target_file.host_target().arch == "x86_64":
         assert open_device(cpu="x86-64").target.vector_bytes == 16
