@@ -31,7 +31,14 @@ from packhorse.errors import (
 )
 from packhorse.function import get_global_func
 from packhorse.graph.ir import TensorType
-from packhorse.graph.relax_arguments import Bound, bind, constant_view, order, values
+from packhorse.graph.relax_arguments import (
+    Bound,
+    bind,
+    constant_view,
+    describe,
+    order,
+    values,
+)
 from packhorse.graph.relax_file import FunctionKind, RelaxFile, parse_relax
 from packhorse.graph.relax_machine import Machine, refused_mode
 from packhorse.graph.relax_plan import Replay, as_output, run_native
@@ -159,7 +166,7 @@ class RelaxExecutable:
         lines = []
         for name, entry in self._entries.items():
             for key, plan in entry.plans.items():
-                shapes = ", ".join(str(part) for part in key)
+                shapes = ", ".join(describe(part) for part in key)
                 if isinstance(plan, str):
                     how = f"interpreted each time: {plan}"
                 else:

@@ -14,7 +14,7 @@ from packhorse.graph.relax_signature import Parameter
 from packhorse.graph.relax_values import FFI_ALIGNMENT, Buffer, Source, View
 from packhorse.native.memory import address_of, aligned_array
 
-__all__ = ["Bound", "bind", "constant_view", "order", "values"]
+__all__ = ["Bound", "bind", "constant_view", "describe", "order", "values"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 _ndarray = np.ndarray
@@ -153,18 +153,35 @@ def _tensor(name: str, value: Any) -> Array:
             "np.asarray(value, dtype=...)"
         )
     array = np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
-    try:
-        dtype_name(array.dtype)
-    except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"input '{name}': {error}") from None
     return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def describe(part: Any) -> str:
+    """A part of a key for people: ``float32[3, 4]``, ``shape(2, 3)``, ``7``."""
+    head, rest = part
+    if isinstance(head, np.dtype):
+        return f"{head}[{', '.join(str(d) for d in rest)}]"
+    if head == "tuple":
+        return f"({', '.join(describe(item) for item in rest)})"
+    return f"shape{rest}" if head == "shape" else repr(rest)
 
 
 # ---------------------------------------------------------------- values of the machine
 
 
 def values(bound: Bound) -> list[Any]:
-    """The arguments as the machine takes them; tensors over aligned memory."""
+    """The arguments as the machine takes them; tensors over aligned memory.
+
+    Raises
+    ------
+    ArgumentTypeError
+        An array has a dtype that compiled code does not know.
+    """
+    for number, array in enumerate(bound.arrays):
+        try:
+            dtype_name(array.dtype)
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(f"array {number} of the inputs: {error}") from None
     arrays = iter(enumerate(bound.arrays))
     return [_value(part, arrays) for part in bound.parts]
 

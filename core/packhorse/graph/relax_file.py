@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -133,6 +133,7 @@ class RelaxFile:
     scopes: dict[int, str]
     _offsets: np.ndarray[Any, np.dtype[np.int64]]
     _words: np.ndarray[Any, np.dtype[np.int64]]
+    _decoded: dict[int, Instruction] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -144,6 +145,12 @@ class RelaxFile:
         start = int(self._offsets[number])
         end = int(self._offsets[number + 1]) if number + 1 < self.size else len(self._words)
         return _decode(number, self._words[start:end].tolist())
+
+    def instruction(self, number: int) -> Instruction:
+        """The same, remembered: for code that runs."""
+        if number not in self._decoded:
+            self._decoded[number] = self.decode(number)
+        return self._decoded[number]
 
     def find(self, name: str) -> int | None:
         """Index of the function of that name that runs in the machine; None if there is none."""
@@ -321,7 +328,7 @@ def _check_code(file: RelaxFile, reader: Reader, at: int) -> None:
         # used: functions that share instructions would be checked again and again
         if function.end > file.size or used > file.size:
             raise reader.fail(at, f"{what} ends beyond or shares the {file.size} instructions")
-        if function.registers > len(function.params) + len(file._words):
+        if function.registers > len(function.params) + len(file._words) + 64:
             raise reader.fail(at, f"{what} has {function.registers} registers")
         for number in range(function.start, function.end):
             _check_instruction(file, function, number)

@@ -115,9 +115,9 @@ class Machine:
                     f"function '{row.name}' still runs after {_MAX_STEPS} instructions; packhorse "
                     "takes this for an endless loop"
                 )
-            step = self.file.decode(at)
+            step = self.file.instruction(at)
             if step.opcode is Opcode.CALL:
-                result = self._call(at, step, registers)
+                result = self._call(row, at, step, registers)
                 if step.dst != VOID_REGISTER:
                     registers[step.dst] = result
                 at += 1
@@ -131,12 +131,12 @@ class Machine:
                     self._damaged(at, "If", f"its condition is {condition!r:.80}")
                 at += 1 if condition else step.target
 
-    def _call(self, at: int, step: Instruction, registers: list[Any]) -> Any:
+    def _call(self, row: VMFunction, at: int, step: Instruction, registers: list[Any]) -> Any:
         args = [self._value(arg, registers) for arg in step.args]
         name = self.file.functions[step.target].name
-        wanted = step.dst != VOID_REGISTER
         builtin = BUILTINS.get(name)
         if builtin is None:
+            wanted = step.dst != VOID_REGISTER and self._is_read(row, step.dst)
             return self._invoke(self._function(step.target), args, wanted)
         try:
             return builtin(self, *args)
@@ -144,6 +144,16 @@ class Machine:
             raise
         except _DAMAGE as error:
             self._damaged(at, name, str(error))
+
+    def _is_read(self, row: VMFunction, register: int) -> bool:
+        """False for the register of a call in destination-passing style, whose result is None."""
+        for number in range(row.start, row.end):
+            step = self.file.instruction(number)
+            if step.opcode in (Opcode.RET, Opcode.IF) and step.dst == register:
+                return True
+            if (ArgKind.REGISTER, register) in step.args:
+                return True
+        return False
 
     def _damaged(self, at: int, name: str, found: str) -> NoReturn:
         raise ArtifactError(
@@ -184,15 +194,16 @@ class Machine:
         native = native and all(isinstance(arg, View) for arg in args)
         heaps = {id(v.buffer): v.buffer for v in args if _is_heap(v)}
         step = Step(callee, tuple(args), native)
-        if native and len(heaps) and all(_is_heap(arg) for arg in args):
-            self._run_native([step])  # computes sizes from sizes: nothing to replay
-            return None
+        if heaps and not wanted and all(_is_heap(arg) for arg in args):
+            self._run_native([step]) if native else step.call()
+            return None  # it computed sizes from sizes: nothing to replay
         before = {number: _frozen(heap) for number, heap in heaps.items()}
         if native:
             self._run_native([step])
             result = None
         else:
-            result = self._result(callee, step.call())
+            returned = step.call()
+            result = self._result(callee, returned) if wanted else None
         if any(not np.array_equal(before[i].memory, heap.memory) for i, heap in heaps.items()):
             self.depend(f"'{callee.name}' computes sizes from data")
         self.trace.steps.append(_with_heaps(step, before))

@@ -77,6 +77,8 @@ def signature(file: RelaxFile, function: int) -> list[Parameter]:
         if name in _CHECKS and parameter.kind == "any":
             parameter.kind = _CHECKS[name]
             parameter.dtype = _dtype(file, step)
+            if name == "check_tensor_info" and step.args[1].value == 0:
+                parameter.shape = ()  # nothing is left to match
         elif name == "match_shape" and parameter.shape is None:
             parameter.shape = _shape(step, names)
     return found

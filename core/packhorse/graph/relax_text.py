@@ -35,7 +35,8 @@ def _function(file: RelaxFile, function: VMFunction) -> str:
 
 
 def _line(file: RelaxFile, step: Instruction) -> str:
-    word = f"  {step.opcode.name.lower():<6}"
+    name = "If" if step.opcode is Opcode.IF else step.opcode.name.lower()  # TVM's spelling
+    word = f"  {name:<6}"
     if step.opcode is Opcode.CALL:
         name = file.functions[step.target].name
         args = ", ".join(_arg(file, arg) for arg in step.args)
