@@ -17,7 +17,7 @@ from packhorse.graph.program import Program
 from packhorse.graph.runtime import GraphModule
 from packhorse.graph.runtime_debug import DebugModule
 
-__all__ = ["create", "create_cuda_graph", "create_debug", "make"]
+__all__ = ["build", "create", "create_cuda_graph", "create_debug", "host_runner"]
 
 G = TypeVar("G", bound=GraphModule)
 
@@ -46,15 +46,15 @@ def create(graph_json: str | bytes, module: ModuleLike | None, *where: Any) -> G
     ArgumentTypeError, ArgumentValueError
         The arguments are of other kinds, or there is no device.
     """
-    return make(GraphModule, graph_json, module, where)
+    return _make(GraphModule, graph_json, module, where)
 
 
 def create_debug(graph_json: str | bytes, module: ModuleLike | None, *where: Any) -> DebugModule:
     """``tvm.graph_executor_debug.create``: as :func:`create`, and every node can be looked at."""
-    return make(DebugModule, graph_json, module, where)
+    return _make(DebugModule, graph_json, module, where)
 
 
-def make(
+def _make(
     kind: type[G], graph_json: str | bytes, module: ModuleLike | None, where: Sequence[Any]
 ) -> G:
     """What :func:`create` does, for other kinds of graph module."""
@@ -68,15 +68,19 @@ def make(
             f"the second argument is the library's Module, not a {type(module).__name__}; load it "
             "with packhorse.load_module"
         )
+    return build(kind, program_from_json(graph_json, ()), module, where)
+
+
+def build(kind: type[G], program: Program, module: ModuleLike | None, where: Sequence[Any]) -> G:
+    """A graph module of a program whose arguments are all inputs. Raises as :func:`create`."""
     linked = None
     if where and isinstance(where[0], PackedFunction):
         linked, where = where[0], where[1:]
     place = host_place(where)
-    program = program_from_json(graph_json, ())
-    return kind(program, module, place, host=_host_runner(program), linked=linked)
+    return kind(program, module, place, host=host_runner(program), linked=linked)
 
 
-def _host_runner(program: Program) -> HostRunner | None:
+def host_runner(program: Program) -> HostRunner | None:
     """The NumPy references, for graphs that have such steps. They lie in a layer above this one."""
     if not any(step.function.startswith(HOST_PREFIX) for step in program.steps):
         return None
