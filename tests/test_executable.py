@@ -204,7 +204,7 @@ def test_an_artifact_on_a_device_it_holds_nothing_for(tmp_path, site):
     from packhorse.plugin.manager import PluginManager
 
     source = good("far").replace("dlpack_type=1,", "dlpack_type=2,")
-    write_dist(site, "ph-far", "ph_far", source)
+    write_dist(site, "ph-farther", "ph_farther", source)
     device = Devices(PluginManager()).open("far")
     linear().compile(LLVM, shapes=SHAPES).save(tmp_path / "deploy")
     loaded = ph.load(tmp_path / "deploy")

@@ -181,7 +181,8 @@ class Model:
             if value.name in fixed:
                 feeds[value.name] = np.asarray(fixed[value.name], value.type.dtype)
                 continue
-            shape = tuple(given.get(value.name, value.type.shape or ("?",)))
+            known = ("?",) if value.type.shape is None else value.type.shape
+            shape = tuple(given.get(value.name, known))
             sizes = [int(d) for d in shape if isinstance(d, (int, np.integer))]
             if len(sizes) != len(shape):
                 raise ArgumentValueError(

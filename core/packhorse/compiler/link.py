@@ -64,12 +64,22 @@ def link(build: Build, metadata: Mapping[str, str]) -> Program:
 
 
 def pack_params(build: Build) -> dict[str, Array]:
-    """The parameters, each laid out as its kernels read it: flat, or shaped for the host."""
+    """The parameters, each laid out as its kernels read it: flat, or shaped for the host.
+
+    They lie in one block: the kernel backs a large one with large pages, which a hundred small
+    ones would not get.
+    """
     shaped = _host_roots(build)
-    return {
-        name: to_storage(array, buffer).reshape(buffer.shape if name in shaped else -1)
-        for name, (array, buffer) in build.params.items()
-    }
+    sizes = {name: -(-_nbytes(buffer) // 128) * 128 for name, (_, buffer) in build.params.items()}
+    block = np.zeros(sum(sizes.values()) + 127, np.uint8)
+    start = -block.ctypes.data % 128
+    packed: dict[str, Array] = {}
+    for name, (array, buffer) in build.params.items():
+        out = block[start : start + _nbytes(buffer)].view(numpy_dtype(buffer.dtype))
+        start += sizes[name]
+        to_storage(array, buffer, out)
+        packed[name] = out.reshape(buffer.shape if name in shaped else -1)
+    return packed
 
 
 def _host_roots(build: Build) -> set[str]:

@@ -160,8 +160,8 @@ def _cast(value: Array, dtype: str) -> Array:
 def _div(a: Array, b: Array) -> Array:
     if a.dtype.kind == "f":
         return np.asarray(a / b)
-    quotient = np.abs(a) // np.where(b == 0, 1, np.abs(b))
-    return np.asarray(np.where((a < 0) != (b < 0), -quotient, quotient))
+    whole = np.floor_divide(a, np.where(b == 0, 1, b))  # rounds down; step up where that is off
+    return np.asarray(whole + ((whole < 0) & (whole * b != a)))
 
 
 def _erf(x: Array) -> Array:

@@ -102,7 +102,9 @@ def installed() -> list[Entry]:
             text = dist.read_text("entry_points.txt") or ""
             if "packhorse." not in text:
                 continue
-            name = str(dist.metadata["Name"])
+            name = str(dist.metadata.get("Name") or "")
+            if not name:
+                continue
             if normalized(name) not in seen:
                 seen.add(normalized(name))
                 entries.extend(_parsed(text, name, str(dist.version)))
