@@ -236,7 +236,7 @@ def peak(codegen: Codegen) -> tuple[Run, float]:
     from packhorse_llvm_cpu.module import JitModule
 
     data = codegen.assemble("\n".join(lines), "peak")
-    module = JitModule(codegen._llvm, codegen._jit, ["bench"], [data])
+    module = JitModule(codegen._llvm, codegen._jit, ["bench"], [data], codegen)
     memory = aligned_empty(256)
     memory[:] = 0
     calls = Plan([(module._addresses["bench"], [Slot((64,), F32, memory.ctypes.data)])])

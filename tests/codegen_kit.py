@@ -52,7 +52,7 @@ def run(
         loose = np.zeros(flat.size + 8, flat.dtype)[1 : 1 + flat.size]
         loose[:] = flat
         copies[name] = loose
-        slot = Slot((flat.size,), "float32", loose.ctypes.data)
+        slot = Slot((flat.size,), kernel.buffers[name].dtype, loose.ctypes.data)
         slots.append(slot)
     Plan([(module._addresses["ph_test"], slots)]).run(threads)
     for name in kernel.arguments:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import packhorse.compiler.llvm_text as _text_module
+from packhorse.compiler.abi_support import support_text
 from packhorse.compiler.llvm_text import emit_llvm
 from packhorse.compiler.schedule import Schedule
 from packhorse.compiler.target import Target, llvm_module
@@ -21,8 +22,8 @@ from packhorse_llvm_cpu.module import JitModule
 __all__ = ["Codegen"]
 
 _SOURCES = (
-    "access", "accumulate", "evaluate", "llvm_builder", "llvm_math", "llvm_num", "llvm_ops",
-    "llvm_power", "llvm_text", "lower_cpu", "memory", "schedule",
+    "abi_support", "abi_text", "access", "accumulate", "evaluate", "llvm_builder", "llvm_math",
+    "llvm_num", "llvm_ops", "llvm_power", "llvm_text", "lower_cpu", "memory", "schedule",
 )  # fmt: skip
 _LOCK = threading.Lock()  # LLVM contexts are not shared between threads
 
@@ -56,8 +57,11 @@ class Codegen:
     def module(self, functions: Sequence[tuple[str, Kernel, Schedule]]) -> JitModule:
         """Compile (or fetch) each kernel and load them as one module."""
         objects = [self.object(*function) for function in functions]
+        if objects:
+            objects.append(self.support())
+        names = [name for name, _, _ in functions]
         with _LOCK:
-            return JitModule(self._llvm, self._jit, [n for n, _, _ in functions], objects)
+            return JitModule(self._llvm, self._jit, names, objects, self)
 
     def object(self, symbol: str, kernel: Kernel, plan: Schedule) -> bytes:
         """The object file of one kernel, from the cache if it is there.
@@ -67,11 +71,21 @@ class Codegen:
         CompileError
             The kernel and its schedule do not fit, or LLVM refused the text.
         """
-        identity = f"{self._salt} {symbol} {kernel.digest} {plan!r}"
-        key = hashlib.sha256(identity.encode()).hexdigest()
+        return self._cached(
+            f"{symbol} {kernel.digest} {plan!r}",
+            kernel.name,
+            lambda: emit_llvm(kernel, plan, self.target, symbol),
+        )
+
+    def support(self) -> bytes:
+        """The object file that every library needs once: what its kernels share."""
+        return self._cached("support", "support", lambda: support_text(self.target))
+
+    def _cached(self, identity: str, name: str, text: Callable[[], str]) -> bytes:
+        key = hashlib.sha256(f"{self._salt} {identity}".encode()).hexdigest()
         found = self._cache.get(key)
         if found is None:
-            found = self.assemble(emit_llvm(kernel, plan, self.target, symbol), kernel.name)
+            found = self.assemble(text(), name)
             self._cache.put(key, found)
         return found
 

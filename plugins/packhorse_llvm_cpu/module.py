@@ -10,19 +10,33 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
-from packhorse.compiler.llvm_text import PARALLEL_SLOT
+from packhorse.compiler.abi_text import SLOTS, library_text
+from packhorse.compiler.target import Target
 from packhorse.errors import CompileError
 from packhorse.module import AddressModule
 
 __all__ = ["JitModule", "link_objects"]
 
+Chunks: TypeAlias = Iterable[bytes | memoryview]
+
 _NUMBER = itertools.count(1)
 _FLOAT_BYTES = 4
+
+
+class Assembler(Protocol):
+    """Makes object files of LLVM text, for one target."""
+
+    @property
+    def target(self) -> Target:
+        """The CPU compiled for."""
+
+    def assemble(self, text: str, name: str) -> bytes:
+        """The object file; ``name`` is for errors."""
 
 
 class JitModule(AddressModule):
@@ -35,21 +49,65 @@ class JitModule(AddressModule):
     """
 
     def __init__(
-        self, llvm: Any, compiler: Any, names: Sequence[str], objects: Sequence[bytes]
+        self,
+        llvm: Any,
+        compiler: Any,
+        names: Sequence[str],
+        objects: Sequence[bytes],
+        assembler: Assembler,
     ) -> None:
         self.objects = list(objects)
+        self._llvm, self._assembler = llvm, assembler
         addresses, owner = _load(llvm, compiler, names, objects)
         super().__init__(addresses, owner, "llvm-cpu", alignment=_FLOAT_BYTES)
 
-    def export_library(self, path: str | os.PathLike[str]) -> Path:
+    def export_library(
+        self, path: str | os.PathLike[str], data: Mapping[str, Chunks] | None = None
+    ) -> Path:
         """Link the objects into a shared library that needs neither packhorse nor LLVM.
+
+        Its functions follow both of TVM's ABIs, see :mod:`packhorse.compiler.abi_text`. A single
+        function is also the library's entry: ``__tvm_main__``, ``__tvm_ffi_main``.
+
+        Parameters
+        ----------
+        path : path-like
+            Appears complete or not at all.
+        data : mapping of symbol name to chunks of bytes, optional
+            Read-only data the library exports besides, aligned to 64 bytes.
 
         Raises
         ------
         CompileError
             No linker is installed, or it failed; ``log`` holds what it said.
         """
-        return link_objects(self.objects, Path(path))
+        text = library_text(self.functions, self._assembler.target)
+        objects = [*self.objects, self._assembler.assemble(text, "library")]
+        objects += [self._embed(name, chunks) for name, chunks in (data or {}).items()]
+        return link_objects(objects, Path(path))
+
+    def _embed(self, symbol: str, chunks: Chunks) -> bytes:
+        """An object file with data. The assembler reads it: as LLVM text it would be five times
+        as long."""
+        self._llvm.initialize_native_asmparser()
+        handle, name = tempfile.mkstemp(prefix="packhorse-data-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(chunks)
+            lines = [*_DATA, f'.incbin "{name}"', ".size {symbol}, .-{symbol}"]
+            text = [f'target triple = "{self._assembler.target.triple}"']
+            for line in lines:
+                plain = line.replace("{symbol}", symbol).replace("\\", "\\5C")
+                text.append('module asm "' + plain.replace('"', "\\22") + '"')
+            return self._assembler.assemble("\n".join(text), symbol)
+        finally:
+            os.unlink(name)
+
+
+_DATA = (
+    '.section .rodata.packhorse,"a"', ".globl {symbol}", ".type {symbol}, %object",
+    ".balign 64", "{symbol}:",
+)  # fmt: skip
 
 
 def _load(
@@ -59,24 +117,26 @@ def _load(
     if not objects:
         return {}, None
     builder = llvm.JITLibraryBuilder()
-    threaded = any(PARALLEL_SLOT.encode() in data for data in objects)
     for data in objects:
         builder.add_object_img(data)
-    for name in names:
+    slots = [name for name in SLOTS if any(name.encode() in data for data in objects)]
+    for name in (*names, *slots):
         builder.export_symbol(name)
-    if threaded:
-        builder.export_symbol(PARALLEL_SLOT)
     try:
         library = builder.link(compiler, f"packhorse{next(_NUMBER)}")
     except RuntimeError as error:
         raise CompileError("LLVM could not load the compiled kernels", str(error)) from error
-    if threaded:
-        from packhorse.native import slot_addresses
-
-        slots = slot_addresses()
-        launch = slots.get(PARALLEL_SLOT, slots.get(PARALLEL_SLOT.removeprefix("__"), 0))
-        ctypes.c_void_p.from_address(library[PARALLEL_SLOT]).value = launch
+    _fill(library, slots)
     return {name: library[name] for name in names}, (library, compiler)
+
+
+def _fill(library: Any, names: Sequence[str]) -> None:
+    """What the system's loader and load_module do for a library in a file."""
+    from packhorse.native import slot_addresses
+
+    addresses = slot_addresses()
+    for name in names:
+        ctypes.c_void_p.from_address(library[name]).value = addresses.get(name, 0)
 
 
 def _linkers() -> Iterator[list[str]]:

@@ -8,8 +8,9 @@ import subprocess
 import pytest
 from codegen_kit import at, codegen, dense, host, to
 
+from packhorse.compiler.abi_text import SLOTS
 from packhorse.compiler.llvm_builder import Builder, float_text
-from packhorse.compiler.llvm_text import PARALLEL_SLOT, emit_llvm
+from packhorse.compiler.llvm_text import emit_llvm
 from packhorse.compiler.schedule import schedule
 from packhorse.compiler.target import Target, host_target
 from packhorse.errors import CompileError
@@ -42,19 +43,12 @@ def _targets() -> list[Target]:
 def test_no_external_symbols(target, dtype, tmp_path):
     kernel = everything(dtype=dtype)
     text = emit_llvm(kernel, schedule(kernel, target), target, "everything")
-    data = codegen(target).assemble(text, "everything")
-    library = Library(link_objects([data], tmp_path / "all.so"))
-    assert sorted(library.symbols()) == [PARALLEL_SLOT, "everything"]
+    objects = [codegen(target).assemble(text, "everything"), codegen(target).support()]
+    library = Library(link_objects(objects, tmp_path / "all.so"))
+    assert set(library.symbols()) == {*SLOTS, "everything", "__tvm_ffi_everything"}
     listed = subprocess.run(["nm", "-u", tmp_path / "all.so"], capture_output=True, text=True,
                             check=False)  # fmt: skip
     assert listed.stdout.strip() == ""
-
-
-def test_serial_kernels_have_no_slot():
-    kernel = everything(10)
-    text = emit_llvm(kernel, schedule(kernel, host()), host(), "k")
-    assert PARALLEL_SLOT not in text
-    assert "define i32 @k(" in text
 
 
 def test_same_kernel_same_text():
