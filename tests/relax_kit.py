@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from packhorse.dtype import dlpack_code
-from packhorse.errors import FunctionNotFound
+from packhorse.module import EmbeddedModule
+from packhorse.module_blob import Opaque
 
 DATA = Path(__file__).resolve().parent / "data" / "tvm"
 VOID, VM = 1 << 54, (1 << 54) + 1
@@ -132,33 +133,10 @@ class Assembler:
         )
 
 
-def library_blob(executable: bytes) -> bytes:
-    """What ``__tvm_ffi__library_bin`` holds: the executable, importing the library itself."""
-    body = words([0, 1, 1]) + words([1])
-    body += text("relax.VMExecutable") + u64(len(executable)) + executable + text("_lib")
-    return u64(len(body)) + body
+def embedded(executable: bytes) -> EmbeddedModule:
+    """A module without a library: everything is called in the global registry."""
+    return EmbeddedModule("relax.VMExecutable", Opaque(executable))
 
 
-class FakeLibrary:
-    def __init__(self, blob: bytes | None) -> None:
-        self.blob = blob
-
-    def read(self, name: str) -> bytes | None:
-        assert name == "__tvm_ffi__library_bin"
-        return self.blob
-
-
-class FakeModule:
-    """A module without code: everything is called in the global registry."""
-
-    name = "fake.so"
-
-    def __init__(self, blob: bytes | None) -> None:
-        self.library = FakeLibrary(blob)
-
-    def get_function(self, name: str, query_imports: bool = False) -> Any:
-        raise FunctionNotFound(name)
-
-
-def module(assembler: Assembler) -> FakeModule:
-    return FakeModule(library_blob(assembler.bytes()))
+def module(assembler: Assembler) -> EmbeddedModule:
+    return embedded(assembler.bytes())

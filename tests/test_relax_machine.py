@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from relax_kit import VM, Assembler, FakeModule, func, imm, library_blob, module, reg
+from relax_kit import VM, Assembler, embedded, func, imm, module, reg
 from test_relax_file import FLIPS, LONG, PATCHES, QUICK, mutate
 
 from packhorse.errors import (
@@ -429,7 +429,7 @@ def busy():
 def survive(flips, patches):
     data = mutate(BUSY, flips, patches, 0)
     with suppress(PackhorseError, ValueError, TypeError):  # the Python functions raise the latter
-        executable = load_relax(FakeModule(library_blob(data)))
+        executable = load_relax(embedded(data))
         for function in executable.functions:
             executable.run([X], function)
             executable.run([X], function)
@@ -453,7 +453,7 @@ def test_many_damaged_programs(flips, patches):
 
 
 def test_the_program_to_be_damaged_runs():
-    executable = load_relax(FakeModule(library_blob(BUSY)))
+    executable = load_relax(embedded(BUSY))
     for _ in range(2):
         outputs = executable.run([X])
         np.testing.assert_array_equal(outputs[0], (2 * X).reshape(2, 2))

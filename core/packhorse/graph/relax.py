@@ -13,10 +13,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,7 +30,7 @@ from packhorse.errors import (
     FunctionNotFound,
     did_you_mean,
 )
-from packhorse.function import get_global_func
+from packhorse.function import PackedFunction, get_global_func
 from packhorse.graph.ir import TensorType
 from packhorse.graph.relax_arguments import (
     Bound,
@@ -39,30 +40,24 @@ from packhorse.graph.relax_arguments import (
     order,
     values,
 )
+from packhorse.graph.relax_builtins import BUILTINS
 from packhorse.graph.relax_file import FunctionKind, RelaxFile, parse_relax
 from packhorse.graph.relax_machine import Machine, refused_mode
 from packhorse.graph.relax_plan import Replay, as_output, run_native
-from packhorse.graph.relax_reader import BLOB, find_executable
 from packhorse.graph.relax_signature import Parameter, output_count, signature
 from packhorse.graph.relax_text import as_text
 from packhorse.graph.relax_values import Callee, View, leaves
+from packhorse.module_base import Module
+from packhorse.module_blob import Opaque
 
 __all__ = ["RelaxExecutable", "disassemble", "load_relax"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Inputs: TypeAlias = Mapping[str, Any] | Sequence[Any]
 
+KIND = "relax.VMExecutable"
+"""TVM's name of modules that hold an executable."""
 _CACHE = 16  # plans kept per executable, the least recently used one goes first
-
-
-class ModuleLike(Protocol):
-    """What is needed of a :class:`packhorse.module.NativeModule`."""
-
-    name: str
-    library: Any
-
-    def get_function(self, name: str, query_imports: bool = False) -> Any:
-        """A packed function, native ones with an ``address``; raises FunctionNotFound."""
 
 
 @dataclass
@@ -101,13 +96,13 @@ class RelaxExecutable:
     """
 
     def __init__(
-        self, module: ModuleLike, params: Mapping[str, Any] | None = None, *, threads: int = 0
+        self, module: Module, params: Mapping[str, Any] | None = None, *, threads: int = 0
     ) -> None:
-        self.name = module.name
         self._file, self._constants = _loaded(module)
-        self._module: ModuleLike | None = module
-        self._threads, self._lock = threads, threading.Lock()
-        self._callees: dict[str, Callee] = {}
+        libraries = [m.name for m in module.imports if m.kind == "library"]
+        self.name = libraries[0] if libraries else module.name
+        self._threads, self._lock, self._closed = threads, threading.Lock(), False
+        self._callees = _own_functions(module, self._file)
         self._entries = {
             row.name: _Entry(i, signature(self._file, i))
             for i, row in enumerate(self._file.functions)
@@ -149,7 +144,7 @@ class RelaxExecutable:
     @property
     def closed(self) -> bool:
         """True after :meth:`close`."""
-        return self._module is None
+        return self._closed
 
     @property
     def memory_bytes(self) -> int:
@@ -237,7 +232,7 @@ class RelaxExecutable:
         """
         entry = self._entry(function)
         with self._lock:
-            if self._module is None:
+            if self._closed:
                 raise DeviceClosed("this Relax executable is closed; load the library again")
             open_rows = [p for p in entry.parameters if p.name not in entry.params]
             bound = bind(open_rows, order(open_rows, inputs))
@@ -297,32 +292,26 @@ class RelaxExecutable:
     def _resolve(self, name: str) -> Callee:
         """The library's own function first, then a global one, as TVM looks them up."""
         if name not in self._callees:
-            self._callees[name] = self._find(name)
-        return self._callees[name]
-
-    def _find(self, name: str) -> Callee:
-        try:
-            function = None if self._module is None else self._module.get_function(name, True)
-        except FunctionNotFound:
             function = get_global_func(name, allow_missing=True)
-        if function is None:
-            hint = (
-                "packhorse does not have this function of TVM's VM"
-                if name.startswith("vm.builtin.")
-                else "register it with packhorse.register_func"
-            )
-            raise FunctionNotFound(
-                f"the Relax executable of '{self.name}' calls '{name}', which is neither in the "
-                f"library nor a global function; {hint}"
-            )
-        return Callee(name, function, function.address)
+            if function is None:
+                hint = (
+                    "packhorse does not have this function of TVM's VM"
+                    if name.startswith("vm.builtin.")
+                    else "register it with packhorse.register_func"
+                )
+                raise FunctionNotFound(
+                    f"the Relax executable of '{self.name}' calls '{name}', which is neither in "
+                    f"the library nor a global function; {hint}"
+                )
+            self._callees[name] = _callee(name, function)
+        return self._callees[name]
 
     # ------------------------------------------------------------ end of life
 
     def close(self) -> None:
         """Free its memory; waits for a run in progress. Closing twice is fine."""
         with self._lock:
-            self._module = None
+            self._closed = True
             self._callees = {}
             for entry in self._entries.values():
                 entry.plans.clear()
@@ -345,13 +334,13 @@ class RelaxExecutable:
 
 
 def load_relax(
-    module: ModuleLike, params: Mapping[str, Any] | None = None, *, threads: int = 0
+    module: Module, params: Mapping[str, Any] | None = None, *, threads: int = 0
 ) -> RelaxExecutable:
     """The Relax executable of a loaded library; parameters and errors as its class."""
     return RelaxExecutable(module, params, threads=threads)
 
 
-def disassemble(module: ModuleLike) -> str:
+def disassemble(module: Module) -> str:
     """The bytecode in the form of TVM's own listing; also of what cannot be run here.
 
     Raises
@@ -362,24 +351,47 @@ def disassemble(module: ModuleLike) -> str:
     return as_text(_loaded(module)[0])
 
 
+def _own_functions(module: Module, file: RelaxFile) -> dict[str, Callee]:
+    """The packed functions that the library itself has, which then need the module no longer."""
+    found = {}
+    for row in file.functions:
+        if row.kind is FunctionKind.PACKED and row.name not in BUILTINS:
+            with suppress(FunctionNotFound):
+                found[row.name] = _callee(row.name, module.get_function(row.name, True))
+    return found
+
+
+def _callee(name: str, function: PackedFunction) -> Callee:
+    return Callee(name, function, function.address, getattr(function, "abi", "ffi"))
+
+
 _files: WeakKeyDictionary[Any, tuple[RelaxFile, list[Any]]] = WeakKeyDictionary()
 _files_lock = threading.Lock()
 
 
-def _loaded(module: ModuleLike) -> tuple[RelaxFile, list[Any]]:
+def _loaded(module: Module) -> tuple[RelaxFile, list[Any]]:
     """The parsed executable of a module and its constants, made once per module."""
     with _files_lock:
         if module not in _files:
-            library = getattr(module, "library", None)
-            blob = library.read(BLOB) if library is not None else None
-            if blob is None:
-                raise ArtifactError(
-                    f"'{module.name}' holds no Relax executable: it has no symbol {BLOB}. Load a "
-                    "library that TVM 0.22 to 0.27 compiled from a Relax module"
-                )
-            file = parse_relax(find_executable(blob))
+            file = parse_relax(_bytes(module))
             constants = [
                 constant_view(c) if isinstance(c, np.ndarray) else c for c in file.constants
             ]
             _files[module] = file, constants
         return _files[module]
+
+
+def _bytes(module: Module) -> bytes:
+    """The executable of a module, or of one that it imports."""
+    waiting, kinds = [module], []
+    while waiting:
+        found = waiting.pop()
+        payload = getattr(found, "payload", None)
+        if found.kind == KIND and isinstance(payload, Opaque):
+            return payload.data
+        kinds.append(found.kind)
+        waiting += found.imports
+    raise ArtifactError(
+        f"'{module.name}' holds no Relax executable, but {', '.join(kinds)}; load a library that "
+        "TVM 0.22 to 0.27 compiled from a Relax module"
+    )

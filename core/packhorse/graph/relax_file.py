@@ -13,7 +13,6 @@ src/runtime/vm/executable.cc. Little endian throughout::
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import numpy as np
 
 from packhorse.dtype import from_dlpack_code
 from packhorse.errors import ArgumentTypeError, ArtifactError
-from packhorse.graph.relax_reader import Reader
+from packhorse.module_blob_reader import BlobReader
 from packhorse.native.memory import aligned_array
 
 __all__ = [
@@ -44,11 +43,8 @@ __all__ = [
 
 MAGIC_1, MAGIC_2 = 0xD225DE2F4214151D, 0xD225DE2F4214151E
 VERSION = "0.14"
-ARRAY_MAGIC = 0xDD5E40F096B4A13F
 VOID_REGISTER = 1 << 54
 VM_REGISTER = VOID_REGISTER + 1
-_MAX_RANK = 64
-_ARRAY_HEAD = struct.Struct("<QQiiiBBH")
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Constant: TypeAlias = "Array | tuple[int, ...] | str | int | float | bool | np.dtype[Any] | None"
@@ -187,6 +183,18 @@ def _arg(word: int) -> Arg:
     return Arg(ArgKind(word >> 56 & 0xFF), value - (1 << 56) if value >> 55 else value)
 
 
+class Reader(BlobReader):
+    """What of the file is not in other streams of TVM's."""
+
+    def number(self, form: str, what: str) -> Any:
+        """A number of a :mod:`struct` format."""
+        return struct.unpack("<" + form, self.take(struct.calcsize("<" + form), what))[0]
+
+    def integers(self, what: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """A list of int64."""
+        return self.words(what).view(np.int64)
+
+
 def parse_relax(data: bytes | memoryview) -> RelaxFile:
     """Parse the bytes of a ``relax.VMExecutable`` entry.
 
@@ -196,8 +204,8 @@ def parse_relax(data: bytes | memoryview) -> RelaxFile:
         Not such an executable, of a version this packhorse cannot read, truncated or damaged;
         the message has the offset.
     """
-    reader = Reader(memoryview(data).cast("B"))
-    magic = reader.number("Q", "the magic number")
+    reader = Reader(data, "Relax executable")
+    magic = reader.word("the magic number")
     if magic not in (MAGIC_1, MAGIC_2):
         raise ArtifactError(
             f"no Relax executable: at offset 0 there is {magic:#x} instead of the magic number "
@@ -209,20 +217,19 @@ def parse_relax(data: bytes | memoryview) -> RelaxFile:
             f"the Relax executable has format version '{version:.20}'; packhorse reads {VERSION}, "
             "which TVM 0.22 to 0.27 write. Compile the model with one of those"
         )
-    functions = tuple(_function(reader) for _ in range(reader.count(52, "functions")))
+    functions = tuple(_function(reader) for _ in range(reader.count("number of functions", 52)))
     scopes = _scopes(reader) if magic == MAGIC_2 else {}
-    constants = tuple(_constant(reader, i) for i in range(reader.count(12, "constants")))
+    constants = tuple(_constant(reader, i) for i in range(reader.count("number of constants", 12)))
     offsets_at = reader.offset
     file = RelaxFile(
         version,
         functions,
         constants,
         scopes,
-        reader.words("instruction offsets"),
-        reader.words("instruction words"),
+        reader.integers("instruction offsets"),
+        reader.integers("instruction words"),
     )
-    if reader.offset != len(reader.data):
-        raise reader.fail(reader.offset, f"{len(reader.data) - reader.offset} bytes too many")
+    reader.finish()
     _check_code(file, reader, offsets_at)
     return file
 
@@ -231,21 +238,21 @@ def _function(reader: Reader) -> VMFunction:
     offset = reader.offset
     kind = reader.number("i", "the kind of a function")
     if kind not in set(FunctionKind):
-        raise reader.fail(offset, f"a function is of kind {kind}, known are 0, 1 and 2")
+        raise reader.error(f"a function is of kind {kind}, known are 0, 1 and 2", offset)
     name = reader.text("the name of a function")
     start, end, count, registers = struct.unpack("<4q", reader.take(32, f"function '{name:.80}'"))
-    params = tuple(reader.text("a parameter's name") for _ in range(reader.count(8, "parameters")))
+    params = tuple(reader.texts("parameter"))
     if kind == FunctionKind.VM and not (count == len(params) <= registers and 0 <= start < end):
-        raise reader.fail(
-            offset,
+        raise reader.error(
             f"function '{name:.80}' has {count} arguments, {len(params)} parameter names, "
             f"{registers} registers and instructions {start} to {end}",
+            offset,
         )
     return VMFunction(FunctionKind(kind), name, start, end, params, registers)
 
 
 def _scopes(reader: Reader) -> dict[int, str]:
-    count = reader.count(16, "memory scopes")
+    count = reader.count("number of memory scopes", 16)
     return {reader.number("q", "a constant's index"): reader.text("a scope") for _ in range(count)}
 
 
@@ -257,26 +264,14 @@ def _constant(reader: Reader, number: int) -> Constant:
     index = reader.number("i", f"the type of constant {number}")
     if index not in _CONSTANTS:
         known = ", ".join(str(i) for i in _CONSTANTS)
-        raise reader.fail(offset, f"constant {number} is of type {index}, known are {known}")
+        raise reader.error(f"constant {number} is of type {index}, known are {known}", offset)
     return _CONSTANTS[index](reader)
 
 
 def _array(reader: Reader) -> Array:
-    offset = reader.offset
-    fields = _ARRAY_HEAD.unpack(reader.take(_ARRAY_HEAD.size, "a tensor"))
-    magic, _, device, _, rank, *code = fields
-    if magic != ARRAY_MAGIC or device != 1 or not 0 <= rank <= _MAX_RANK:
-        raise reader.fail(
-            offset, f"a tensor has magic {magic:#x}, device type {device} and rank {rank}"
-        )
-    *shape, nbytes = struct.unpack(f"<{rank + 1}q", reader.take(8 * (rank + 1), "a shape"))
-    dtype = _from_code(reader, offset, code)
-    size = math.prod(shape) * dtype.itemsize
-    if any(d < 0 for d in shape) or nbytes != size or math.prod(d or 1 for d in shape) >> 62:
-        raise reader.fail(offset, f"a tensor {dtype}{shape} is said to have {nbytes} bytes")
-    raw = np.frombuffer(reader.take(nbytes, "a tensor's data"), np.uint8)
-    array = aligned_array(shape, dtype)  # compiled code assumes alignment, files give none
-    array.reshape(-1).view(np.uint8)[...] = raw
+    found = reader.array("a tensor")
+    array = aligned_array(found.shape, found.dtype)  # compiled code assumes alignment
+    np.copyto(array, found)
     array.flags.writeable = False
     return array
 
@@ -284,19 +279,16 @@ def _array(reader: Reader) -> Array:
 def _dtype(reader: Reader) -> np.dtype[Any] | None:
     offset = reader.offset
     code = struct.unpack("<BBH", reader.take(4, "a dtype"))
-    # TVM's void type, for "any dtype": a handle of 0 bits and 0 lanes
-    return None if code[1:] == (0, 0) else _from_code(reader, offset, list(code))
-
-
-def _from_code(reader: Reader, offset: int, code: list[int]) -> np.dtype[Any]:
+    if code[1:] == (0, 0):
+        return None  # TVM's void type, for "any dtype": a handle of 0 bits and 0 lanes
     try:
         return from_dlpack_code(*code)
     except ArgumentTypeError as error:
-        raise reader.fail(offset, str(error)) from None
+        raise reader.error(str(error), offset) from None
 
 
 def _shape(reader: Reader) -> tuple[int, ...]:
-    return tuple(reader.words("dimensions of a shape").tolist())
+    return tuple(reader.integers("a shape").tolist())
 
 
 _CONSTANTS: dict[int, Callable[[Reader], Constant]] = {  # by type index of tvm-ffi
@@ -318,7 +310,7 @@ def _check_code(file: RelaxFile, reader: Reader, at: int) -> None:
     offsets = file._offsets
     steps = np.diff(offsets, append=len(file._words))
     if len(offsets) and (offsets[0] != 0 or steps.min() < 1):
-        raise reader.fail(at, "the instruction offsets do not rise from 0 to the end of the code")
+        raise reader.error("the instruction offsets do not rise from 0 to the end of the code", at)
     used = 0
     for function in file.functions:
         if function.kind is not FunctionKind.VM:
@@ -327,9 +319,9 @@ def _check_code(file: RelaxFile, reader: Reader, at: int) -> None:
         what = f"function '{function.name:.80}'"
         # used: functions that share instructions would be checked again and again
         if function.end > file.size or used > file.size:
-            raise reader.fail(at, f"{what} ends beyond or shares the {file.size} instructions")
+            raise reader.error(f"{what} ends beyond or shares the {file.size} instructions", at)
         if function.registers > len(function.params) + len(file._words) + 64:
-            raise reader.fail(at, f"{what} has {function.registers} registers")
+            raise reader.error(f"{what} has {function.registers} registers", at)
         for number in range(function.start, function.end):
             _check_instruction(file, function, number)
 

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from packhorse.dtype import dlpack_code, dtype_name
+from packhorse.dtype import dtype_name
 from packhorse.graph.relax_values import FFI_ALIGNMENT, Buffer, Bytes, Source, Step, Trace, View
 from packhorse.native.memory import ALIGNMENT, address_of, aligned_array, aligned_empty
 from packhorse.native.plan import Plan, Slot
+from packhorse.native.runtime import Abi, ffi
 
 __all__ = ["Replay", "as_output", "pack", "run_native"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
-_MASK = FFI_ALIGNMENT - 1
+_UINTPTR, _U8 = ffi.typeof("uintptr_t"), np.dtype(np.uint8)
+_cast, _from_buffer, _ndarray, _empty = ffi.cast, ffi.from_buffer, np.ndarray, np.empty
 _NOTHING = np.empty(0, np.uint8)
 _ROUNDING = 256  # a storage may be this much larger than the tensor in it
 
 
-def _slot(view: View) -> Slot:
-    slot = Slot(view.shape, dtype_name(view.dtype), address_of(view.buffer.memory) + view.offset)
-    # this ABI has a bool of its own, the older one an unsigned integer of 1 bit
-    slot.pointer.dtype.code, slot.pointer.dtype.bits, _ = dlpack_code(view.dtype)
-    return slot
+def _slot(view: View, abi: Abi) -> Slot:
+    address = address_of(view.buffer.memory) + view.offset
+    return Slot(view.shape, dtype_name(view.dtype), address, abi=abi)
 
 
 def _plan(steps: Sequence[tuple[Step, list[Slot]]]) -> Plan:
-    calls = [(step.callee.address or 0, slots, "ffi") for step, slots in steps]
+    calls = [(step.callee.address or 0, slots, step.callee.abi) for step, slots in steps]
     return Plan(calls, [step.callee.name for step, _ in steps])
 
 
 def run_native(steps: Sequence[Step], threads: int) -> None:
     """Run native steps now, on the memory their tensors have. Raises as :meth:`Replay.run`."""
-    _plan([(step, [_slot(view) for view in step.views()]) for step in steps]).run(threads)
+    bound = [(s, [_slot(view, s.callee.abi) for view in s.views()]) for s in steps]
+    _plan(bound).run(threads)
 
 
 def as_output(leaf: Any) -> Array:
@@ -64,26 +65,28 @@ class Replay:
 
     def __init__(self, trace: Trace, threads: int) -> None:
         self._steps, self._leaves = trace.steps, trace.result
-        self._fresh = {buffer: k for k, buffer in enumerate(_fresh(trace))}
-        self._sizes = [len(buffer.memory) for buffer in self._fresh]
-        self._arena = _place(trace, self._fresh)
-        self._given = {
-            view.buffer: view.buffer.number
-            for view in _views(trace)
-            if view.buffer.source is Source.INPUT
-        }
-        self._in: dict[int, list[Any]] = {number: [] for number in self._given.values()}
-        self._out: list[list[tuple[Any, int]]] = [[] for _ in self._fresh]
-        self._scratch: dict[int, Array] = {}
+        fresh = _fresh(trace)
+        self._arena = _place(trace, set(fresh))
+        inputs = {v.buffer: v.dtype for v in _views(trace) if v.buffer.source is Source.INPUT}
+        self._pointers: dict[Buffer, list[tuple[Any, int]]] = {b: [] for b in (*inputs, *fresh)}
         self._slots: dict[Any, Slot] = {}
+        self._scratch: dict[int, Array] = {}
         self._calls = self._bind(threads)
-        self._results = [self._result(leaf) for leaf in self._leaves]
+        self._in = [(b, b.number, _carrier(d), self._pointers[b]) for b, d in inputs.items()]
+        self._new = [
+            (b, len(b.memory) + ALIGNMENT, leaf.dtype, leaf.shape, self._pointers[b])
+            for b, leaf in fresh.items()
+        ]
+        where = {id(leaf): k for k, leaf in enumerate(fresh.values())}
+        self._order = [where.get(id(leaf), -1) for leaf in self._leaves]
+        self._plain = self._order == list(range(len(fresh)))
         self.native_steps = sum(step.native for step in self._steps)
         self.host_steps = len(self._steps) - self.native_steps
         self.native_calls = len(self._calls) - self.host_steps
-        self._lends = self.host_steps > 0 or any(
-            isinstance(leaf, View) and leaf.buffer in self._given for leaf in self._leaves
-        )
+        # libraries of packhorse have the older ABI, whose code may assume 128 bytes
+        legacy = any(step.callee.abi == "legacy" for step in self._steps)
+        self._mask = (ALIGNMENT if legacy else FFI_ALIGNMENT) - 1
+        self._lends = self.host_steps > 0 or not self._plain
         self._forget()
 
     def _bind(self, threads: int) -> list[Callable[[], Any]]:
@@ -91,28 +94,19 @@ class Replay:
         for native, group in groupby(self._steps, key=lambda step: step.native):
             steps = list(group)
             if native:
-                bound = [(step, [self._slot(view) for view in step.views()]) for step in steps]
+                bound = [(s, [self._slot(v, s.callee.abi) for v in s.views()]) for s in steps]
                 calls.append(partial(_plan(bound).run, threads))
             else:
                 calls += [step.call for step in steps]
         return calls
 
-    def _slot(self, view: View) -> Slot:
-        if view.key not in self._slots:
-            slot = self._slots[view.key] = _slot(view)
-            if view.buffer in self._given:
-                self._in[view.buffer.number].append(slot.pointer)
-            elif view.buffer in self._fresh:
-                self._out[self._fresh[view.buffer]].append((slot.pointer, view.offset))
-        return self._slots[view.key]
-
-    def _result(self, leaf: Any) -> Callable[[list[Bytes]], Array]:
-        """What makes an output, given the memory that was made for this run."""
-        number = self._fresh.get(leaf.buffer) if isinstance(leaf, View) else None
-        if number is None:
-            return lambda blocks: as_output(leaf)
-        nbytes, dtype, shape = leaf.nbytes, leaf.dtype, leaf.shape
-        return lambda blocks: blocks[number][:nbytes].view(dtype).reshape(shape)
+    def _slot(self, view: View, abi: Abi) -> Slot:
+        key = (*view.key, abi)
+        if key not in self._slots:
+            slot = self._slots[key] = _slot(view, abi)
+            if view.buffer in self._pointers:
+                self._pointers[view.buffer].append((slot.pointer, view.offset))
+        return self._slots[key]
 
     @property
     def memory_bytes(self) -> int:
@@ -140,30 +134,41 @@ class Replay:
         Exception
             Whatever a Python function among the calls raises.
         """
-        held = self._point_at(arrays)
-        blocks = self._new_outputs()
+        for buffer, number, carrier, pointers in self._in:
+            array = arrays[number]
+            data = int(_cast(_UINTPTR, _from_buffer(array.view(carrier) if carrier else array)))
+            if data & self._mask:
+                array = self._realign(number, array)
+                data = address_of(array)
+            for pointer, offset in pointers:
+                pointer.data = data + offset
+            if self._lends:
+                buffer.memory = array.reshape(-1).view(np.uint8)
+        outputs: list[Array] = []
+        for buffer, size, dtype, shape, pointers in self._new:
+            block = _empty(size, _U8)
+            data = int(_cast(_UINTPTR, _from_buffer(block)))
+            skip = -data & (ALIGNMENT - 1)
+            for pointer, offset in pointers:
+                pointer.data = data + skip + offset
+            outputs.append(_ndarray(shape, dtype, block, skip))
+            if self._lends:
+                buffer.memory = block[skip:]
         if self._lends:
-            self._lend(held, blocks)
+            return self._run_lent(outputs)
+        for call in self._calls:
+            call()
+        return outputs
+
+    def _run_lent(self, outputs: list[Array]) -> list[Array]:
+        """The rest of a run whose calls or results look at the memory of buffers."""
         try:
             for call in self._calls:
                 call()
-            return [result(blocks) for result in self._results]
+            pairs = zip(self._order, self._leaves, strict=True)
+            return [outputs[k] if k >= 0 else as_output(leaf) for k, leaf in pairs]
         finally:
-            if self._lends:
-                self._forget()
-
-    def _point_at(self, arrays: Sequence[Array]) -> dict[int, Array]:
-        held = {}
-        for number, pointers in self._in.items():
-            array = arrays[number]
-            data = address_of(array)
-            if data & _MASK:
-                array = self._realign(number, array)
-                data = address_of(array)
-            held[number] = array
-            for pointer in pointers:
-                pointer.data = data
-        return held
+            self._forget()
 
     def _realign(self, number: int, array: Array) -> Array:
         if number not in self._scratch:
@@ -171,27 +176,14 @@ class Replay:
         np.copyto(self._scratch[number], array)
         return self._scratch[number]
 
-    def _new_outputs(self) -> list[Bytes]:
-        blocks = []
-        for size, pointers in zip(self._sizes, self._out, strict=True):
-            block = np.empty(size + _MASK, np.uint8)
-            address = address_of(block)
-            skip = -address & _MASK
-            blocks.append(block[skip : skip + size])
-            for pointer, offset in pointers:
-                pointer.data = address + skip + offset
-        return blocks
-
-    def _lend(self, held: Mapping[int, Array], blocks: Sequence[Bytes]) -> None:
-        """Give the buffers of this run their memory, for calls and results that see arrays."""
-        for buffer, number in self._given.items():
-            buffer.memory = held[number].reshape(-1).view(np.uint8)
-        for buffer, block in zip(self._fresh, blocks, strict=True):
-            buffer.memory = block
-
     def _forget(self) -> None:
-        for buffer in (*self._given, *self._fresh):
+        for buffer in self._pointers:
             buffer.memory = _NOTHING
+
+
+def _carrier(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """An integer dtype of the same size for dtypes the buffer protocol lacks (bfloat16)."""
+    return None if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
 
 
 def _views(trace: Trace) -> Iterator[View]:
@@ -200,7 +192,7 @@ def _views(trace: Trace) -> Iterator[View]:
     yield from (leaf for leaf in trace.result if isinstance(leaf, View))
 
 
-def _fresh(trace: Trace) -> list[Buffer]:
+def _fresh(trace: Trace) -> dict[Buffer, View]:
     """Planned buffers that are made anew for each run, because an output fills them.
 
     An output that shares its buffer, or fills a small part of it, is copied instead: arrays of
@@ -210,16 +202,16 @@ def _fresh(trace: Trace) -> list[Buffer]:
     for leaf in trace.result:
         if isinstance(leaf, View) and leaf.buffer.source is Source.PLANNED:
             shared.setdefault(leaf.buffer, []).append(leaf)
-    return [
-        buffer
+    return {
+        buffer: views[0]
         for buffer, views in shared.items()
         if len(views) == 1
         and views[0].offset == 0
         and len(buffer.memory) <= views[0].nbytes + _ROUNDING
-    ]
+    }
 
 
-def _place(trace: Trace, fresh: Mapping[Buffer, int]) -> Bytes:
+def _place(trace: Trace, fresh: Set[Buffer]) -> Bytes:
     """Give every planned buffer that lives within a run its part of one block."""
     spans: dict[Buffer, tuple[int, int]] = {}
     last = len(trace.steps)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from packhorse.errors import ArtifactError
+from packhorse.native.runtime import Abi
 
 __all__ = [
     "FFI_ALIGNMENT",
@@ -93,6 +94,7 @@ class Callee(NamedTuple):
     name: str
     function: Callable[..., Any]
     address: int | None
+    abi: Abi = "ffi"
 
 
 class Step(NamedTuple):
