@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packhorse.errors import ArgumentTypeError, ArtifactError
-from packhorse.graph.params import load_params, params_chunks, save_params
+from packhorse.graph.params import load_params, param_names, params_chunks, save_params
 
 CONVNET = Path(__file__).parent / "data" / "tvm" / "convnet"
 
@@ -112,6 +112,15 @@ def test_empty_array_of_impossible_shape():
     struct.pack_into("<2q", raw, 81, (1 << 62) + 1, 1 << 40)
     with pytest.raises(ArtifactError, match="impossible shape"):
         load_params(bytes(raw))
+
+
+def test_names_are_read_without_the_arrays():
+    raw = save_params({"a": np.zeros(3), "b": np.zeros(1)})
+    start = raw.index(b"b") + 1
+    assert param_names(raw) == param_names(memoryview(raw)[:start]) == ["a", "b"]
+    for damaged, message in ((raw[: start - 1], "truncated"), (b"\0" * 32, "magic number")):
+        with pytest.raises(ArtifactError, match=message):
+            param_names(damaged)
 
 
 def _fuzz(data: st.DataObject) -> None:

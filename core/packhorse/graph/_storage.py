@@ -7,6 +7,7 @@ memory that comes with each run (the caller's input arrays, fresh output arrays)
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ __all__ = [
     "address",
     "entry_dtype",
     "live_bytes",
+    "new_aligned",
     "place",
     "place_all",
     "view",
@@ -65,6 +67,15 @@ def entry_dtype(entry: Entry) -> np.dtype[Any]:
         return dtypes.dtype("bool" if entry.dtype == "uint1" else entry.dtype)
     except ArgumentTypeError as error:
         raise ArtifactError(f"entry '{entry.name}': {error}") from None
+
+
+def new_aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, int]:
+    """An uninitialised array where TVM's code may write, and its address. On every run: quick."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    block = np.empty(nbytes + ALIGNMENT, np.uint8)
+    base = int(_cast(_UINTPTR, _from_buffer(block)))
+    start = -base % ALIGNMENT
+    return np.ndarray(shape, dtype, block, start), base + start
 
 
 def view(memory: Array, entry: Entry) -> Array:

@@ -31,7 +31,15 @@ from packhorse.graph._segments import (
     Tensors,
     segments,
 )
-from packhorse.graph._storage import ALIGNMENT, Array, address, entry_dtype, live_bytes, place
+from packhorse.graph._storage import (
+    ALIGNMENT,
+    Array,
+    address,
+    entry_dtype,
+    live_bytes,
+    new_aligned,
+    place,
+)
 from packhorse.graph.program import Program, Step, check
 from packhorse.native.memory import aligned_array
 from packhorse.native.runtime import ffi
@@ -214,12 +222,14 @@ class GraphExecutor:
     def _new_outputs(self) -> list[Array]:
         outputs = []
         for shape, dtype, pointers, carrier, _ in self._out:
-            array = aligned_array(shape, dtype) if self._mask else _empty(shape, dtype)
+            if self._mask:
+                array, data = new_aligned(shape, dtype)
+            else:
+                array = _empty(shape, dtype)
+                view = array.view(carrier) if carrier else array
+                data = int(_cast(_UINTPTR, _from_buffer(view)))
             outputs.append(array)
-            if pointers is None:
-                continue
-            data = int(_cast(_UINTPTR, _from_buffer(array.view(carrier) if carrier else array)))
-            for pointer in pointers:
+            for pointer in pointers or ():
                 pointer.data = data
         return outputs
 
