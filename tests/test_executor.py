@@ -62,7 +62,7 @@ def kernels(tmp_path_factory):
     (folder / "k.c").write_text(SOURCE)
     command = ["gcc", "-O1", "-shared", "-fPIC", "-w", "-o", "k.so", "k.c"]
     subprocess.run(command, cwd=folder, check=True)
-    return load_module(folder / "k.so")
+    return load_module(folder / "k.so", abi="legacy")
 
 
 def chain(*functions, shape=(2, 3), dtype="float32", **options) -> Program:

@@ -217,10 +217,16 @@ def test_results_compiled_code_cannot_take(module, helper):
 
 
 def test_slots_have_addresses():
-    slots, plain = slot_addresses(), runtime_addresses()
-    assert len(set(slots.values())) == len(slots) == 7
-    assert all(slots[f"__{name}"] == value > 0 for name, value in plain.items())
-    assert lib.ph_runtime_address(b"nonsense") == 0
+    for abi, other in (("legacy", "ffi"), ("ffi", "legacy")):
+        slots, plain = slot_addresses(abi), runtime_addresses(abi)
+        assert len(set(slots.values())) >= len(slots) - 1
+        assert all(value > 0 for value in plain.values())
+        assert all(plain[name.removeprefix("__")] == value for name, value in slots.items())
+        launch, lookup = "__TVMBackendParallelLaunch", "__TVMBackendGetFuncFromEnv"
+        assert slots[launch] == slot_addresses(other)[launch]
+        assert slots[lookup] != slot_addresses(other)[lookup]
+    assert lib.ph_runtime_address(b"nonsense", 0) == 0
+    assert lib.ph_runtime_address(b"TVMFuncCall", 1) == 0
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 127, 128, 10_000_000])

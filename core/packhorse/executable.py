@@ -86,7 +86,7 @@ class Executable:
                 f"'{where.name}'. Load the model and compile it for that device"
             )
         program, library = artifact.program(), artifact.library_path()
-        module = None if library is None else load_module(library)
+        module = None if library is None else load_module(library, abi="legacy")
         executor = GraphExecutor(
             program, module, artifact.params, threads=getattr(where, "threads", 0), host=run_step
         )
@@ -179,7 +179,8 @@ class Executable:
         ----------
         path : path-like
             A folder (``deploy/``: ``deploy.json``, ``deploy.params``, ``deploy.so`` in TVM's
-            formats) or ``name.packhorse`` (one file).
+            formats), ``name.packhorse`` (one file), or ``name.so`` (one library that holds graph
+            and weights too, which TVM's graph executor loads).
 
         Returns
         -------
@@ -195,12 +196,17 @@ class Executable:
         DeviceClosed
             After :meth:`close`.
         """
+        from packhorse import export
         from packhorse.artifact import Artifact, save_artifact
 
         self._require_open()
+        if Path(path).suffix == ".so":
+            return self._save_library(Path(path))
         if self._artifact is not None:
             return save_artifact(path, self._artifact)
         program = self._require_program("saved")
+        if Path(path).suffix != ".packhorse":
+            export.warn_of_host_operators(program, f"'{path}'")
         backend = self.device.info.name
         artifact = Artifact(
             programs={backend: program},
@@ -232,6 +238,29 @@ class Executable:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
         return f"<packhorse.Executable on {self.device.name} ({inputs})>"
+
+    def _save_library(self, path: Path) -> Path:
+        """One library with graph and weights."""
+        from packhorse import export
+
+        program = self._require_program("saved")
+        if self._artifact is not None:
+            raise CompileError(
+                f"'{path}' was not written: this executable was loaded from an artifact, whose "
+                "library is linked already. Save it as a folder or a .packhorse file, or compile "
+                "the model again"
+            )
+        export.warn_of_host_operators(program, f"'{path}'")
+        blob = export.factory_blob(program, self._compiled.params)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._compiled.module.export_library(path, {export.BLOB: blob})
+        except OSError as error:
+            raise ArtifactError(
+                f"'{path}' could not be written: {error.strerror or error}; what was there before "
+                "is unchanged. Free some space or save elsewhere"
+            ) from error
+        return path
 
     def _library(self) -> bytes:
         """The compiled code, linked into a shared library."""

@@ -7,6 +7,7 @@ A packed function takes any mix of None, bool, int, float, str, bytes, dtype, De
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -21,16 +22,11 @@ from packhorse.errors import (
     FunctionNotFound,
     did_you_mean,
 )
-from packhorse.native.marshal import (
-    DLDevice,
-    Handle,
-    NativeCall,
-    TypeCode,
-    adopt_handle,
-    handle_of,
-)
+from packhorse.native.call import FastCall, NativeCall
+from packhorse.native.marshal import DLDevice, Handle, TypeCode
 from packhorse.native.memory import ALIGNMENT
-from packhorse.native.runtime import native_handle
+from packhorse.native.runtime import Abi
+from packhorse.native.signature import Signature
 
 __all__ = [
     "DLDevice",
@@ -47,8 +43,6 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_handle_lock = threading.Lock()
-
 
 class PackedFunction:
     """A packed function around a Python callable.
@@ -61,11 +55,13 @@ class PackedFunction:
         What errors call it; default the callable's own name.
     """
 
-    __slots__ = ("__weakref__", "_call", "_handle", "name")
+    __slots__ = ("__weakref__", "_call", "_handles", "name")
+
+    __packed_kind__ = "function"
 
     def __init__(self, call: Callable[..., Any], name: str | None = None) -> None:
         self._call = call
-        self._handle = 0
+        self._handles: dict[str, int] = {}  # by ABI: what compiled code got that looked it up
         self.name = name or getattr(call, "__name__", type(call).__name__)
 
     @property
@@ -99,54 +95,79 @@ class PackedFunction:
     def _accept(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(_packed(arg, self, f"argument {i}") for i, arg in enumerate(args))
 
-    def _make_handle(self) -> int:
-        return handle_of(self)
-
-    def __packed_handle__(self) -> int:
-        """What compiled code calls this function by; the function then lives with the process."""
-        with _handle_lock:
-            self._handle = self._handle or self._make_handle()
-        return self._handle
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
 
 class NativeFunction(PackedFunction):
-    """A compiled packed function of TVM's legacy ABI.
+    """A compiled packed function.
 
-    Calls release the GIL. Compiled code may check nothing: shapes and dtypes are the caller's
-    business. Arrays that are not contiguous or not aligned go through a copy and back.
+    Calls release the GIL. Arguments are checked against what the library says of its function:
+    TVM writes it into libraries with assertions, and newer compiled code checks by itself. What
+    nobody checks is the caller's business. Arrays that are not contiguous or not aligned go
+    through a copy and back.
 
     Parameters
     ----------
     address : int
-        A ``TVMBackendPackedCFunc``; the shorter signatures of TVM before 0.7 work too.
+        A ``TVMBackendPackedCFunc`` (the shorter signatures of TVM before 0.7 work too), or a
+        ``TVMFFISafeCallType`` when ``abi`` is "ffi".
     name : str
     keepalive : object
         Owner of the code, held as long as the function lives.
     alignment : int
         What the code assumes of tensor addresses.
+    abi : str
+    signature : callable, optional
+        Returns the Signature, or None; asked at the first call.
     """
 
-    __slots__ = ("_address", "_alignment", "_keepalive")
+    __slots__ = ("_address", "_alignment", "_ask", "_fast", "_keepalive", "_owner", "abi")
 
     def __init__(
-        self, address: int, name: str, keepalive: object = None, *, alignment: int = ALIGNMENT
+        self,
+        address: int,
+        name: str,
+        keepalive: object = None,
+        *,
+        alignment: int = ALIGNMENT,
+        abi: Abi = "legacy",
+        signature: Callable[[], Signature | None] | None = None,
     ) -> None:
         if address <= 0:
             raise ArgumentValueError(f"function '{name}' has no address ({address})")
         super().__init__(NativeCall, name)  # not a method of self: a cycle would delay freeing
         self._address, self._keepalive, self._alignment = address, keepalive, alignment
+        self.abi, self._ask = abi, signature
+        self._fast: Callable[..., Any] | None = None
+        self._owner: FastCall | None = None  # of what _fast points to
 
     @property
     def address(self) -> int:
         """Address of the compiled code."""
         return self._address
 
+    @property
+    def signature(self) -> Signature | None:
+        """What it takes; None where the library does not say."""
+        return self._ask() if self._ask else None
+
     def __call__(self, *args: Any) -> Any:
-        """Pack the arguments and run. Raises as :meth:`PackedFunction.__call__`."""
-        return self.bind(*args)()
+        """Pack the arguments and run. Raises as :meth:`PackedFunction.__call__`, and
+
+        Raises
+        ------
+        ArgumentTypeError, ArgumentValueError
+            The arguments are not those the function was compiled for.
+        """
+        result = (self._fast or self._prepare())(*args)
+        return self.bind(*args)() if result is NotImplemented else result
+
+    def _prepare(self) -> Callable[..., Any]:
+        what = f"function '{self.name}'"
+        self._owner = FastCall(self._address, what, self.abi, self._alignment, self.signature)
+        self._fast = self._owner.call
+        return self._fast
 
     def bind(self, *args: Any) -> NativeCall:
         """Pack the arguments once; the returned call runs without packing.
@@ -157,12 +178,12 @@ class NativeFunction(PackedFunction):
             if type(arg) not in _PLAIN:
                 args = self._accept(args)
                 break
-        call = NativeCall(self._address, args, f"function '{self.name}'", self._alignment)
+        what, signature = f"function '{self.name}'", self.signature
+        if signature is not None:
+            signature.check(args, what)
+        call = NativeCall(self._address, args, what, self._alignment, self.abi)
         call.owner = self
         return call
-
-    def _make_handle(self) -> int:
-        return adopt_handle(native_handle(self._address), self)
 
 
 _PLAIN: set[type] = {
@@ -215,7 +236,34 @@ def convert(value: Callable[..., Any]) -> PackedFunction:
     return PackedFunction(value)
 
 
-_registry: dict[str, PackedFunction] = {}
+class _Lazy:
+    """A function of a module that is imported at the first call."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __call__(self, *args: Any) -> Any:
+        module, _, name = self._place.partition(":")
+        return getattr(importlib.import_module(module), name)(*args)
+
+
+_CONTRIB = "packhorse.function_contrib"
+_BUILT_IN = {
+    **{
+        f"tvm.contrib.{name}": f"{_CONTRIB}:{name.rpartition('.')[2]}"
+        for name in (
+            *("sort.argsort", "sort.argsort_nms", "sort.sort", "sort.topk"),
+            *("random.uniform", "random.normal", "random.randint", "random.seed"),
+            *("cblas.matmul", "cblas.batch_matmul"),
+        )
+    },
+    "__tvm_set_device": f"{_CONTRIB}:set_device",
+}
+"""Global functions that compiled code expects of its runtime, and where they are written."""
+
+_registry: dict[str, PackedFunction] = {
+    name: PackedFunction(_Lazy(place), name) for name, place in _BUILT_IN.items()
+}
 _registry_lock = threading.Lock()
 
 

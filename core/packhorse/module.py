@@ -6,159 +6,53 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TypeAlias
 
-from packhorse.errors import (
-    ArgumentTypeError,
-    ArtifactError,
-    DeviceClosed,
-    FunctionNotFound,
-    did_you_mean,
-)
+from packhorse.errors import ArgumentValueError, ArtifactError, DeviceUnavailable
 from packhorse.function import (
     NativeFunction,
     PackedFunction,
     add_value_type,
     get_global_func,
 )
+from packhorse.module_base import Module, PythonModule
+from packhorse.module_blob import (
+    DeviceCode,
+    ModuleTree,
+    Opaque,
+    Payload,
+    read_device_code,
+    read_legacy_blob,
+    read_modern_blob,
+)
+from packhorse.native.call import lookup_handle
 from packhorse.native.library import Library, set_global_lookup
 from packhorse.native.memory import ALIGNMENT
+from packhorse.native.runtime import Abi
+from packhorse.native.signature import Signature
 
-__all__ = ["SUFFIXES", "AddressModule", "Module", "NativeModule", "PythonModule", "load_module"]
+__all__ = [
+    "SUFFIXES",
+    "AddressModule",
+    "EmbeddedModule",
+    "Module",
+    "NativeModule",
+    "PythonModule",
+    "load_module",
+    "register_module_kind",
+]
 
 SUFFIXES = (".so", ".dylib", ".dll", ".dso")
 """What :func:`load_module` takes for a shared library."""
 
-MAIN = "__tvm_main__"
+_MAIN = {"legacy": "__tvm_main__", "ffi": "main"}
 _RESERVED = ("__", "_init", "_fini")  # of compilers and their helper routines
-
-
-class Module:
-    """A container of packed functions. Subclasses write ``_names`` and ``_find``.
-
-    Attributes
-    ----------
-    name : str
-        What errors call it.
-    imports : tuple of Module
-        Asked after the module itself when ``query_imports`` is set, and by compiled code.
-    """
-
-    def __init__(self, name: str, imports: Sequence[Module] = ()) -> None:
-        self.name = name
-        self._imports = list(imports)
-        self._known: dict[str, PackedFunction] = {}
-        self._closed = False
-
-    def _names(self) -> list[str]:
-        """Names of its own functions."""
-        raise NotImplementedError
-
-    def _find(self, name: str) -> PackedFunction | None:
-        """One of its own functions; called once per name."""
-        raise NotImplementedError
-
-    def _release(self) -> None:
-        """What a subclass lets go of on close; called once."""
-
-    @property
-    def functions(self) -> list[str]:
-        """Names of its own functions, in the order of the file."""
-        self._require_open()
-        return self._names()
-
-    @property
-    def imports(self) -> tuple[Module, ...]:
-        """The modules it imports."""
-        return tuple(self._imports)
-
-    def import_module(self, module: Module) -> None:
-        """Add an import; its functions are found after those of earlier imports."""
-        if not isinstance(module, Module):
-            raise ArgumentTypeError(f"a Module is imported, not a {type(module).__name__}")
-        self._imports.append(module)
-
-    def get_function(self, name: str, query_imports: bool = False) -> PackedFunction:
-        """The function of that name.
-
-        Parameters
-        ----------
-        name : str
-        query_imports : bool
-            Ask the imported modules too, depth first.
-
-        Raises
-        ------
-        FunctionNotFound
-            There is none of that name.
-        DeviceClosed
-            The module was closed.
-        """
-        found = self._known.get(name) or self._look_up(name, query_imports)
-        if found is None:
-            names = self.functions
-            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            raise FunctionNotFound(
-                f"module '{self.name}' has no function '{name}'{did_you_mean(name, names)}; it has "
-                f"{len(names)}: {shown or 'none'}"
-            )
-        return found
-
-    def __getitem__(self, name: str) -> PackedFunction:
-        """``module["name"]``; raises as :meth:`get_function`."""
-        return self.get_function(name)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._look_up(name, False) is not None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.functions)
-
-    def _look_up(self, name: str, query_imports: bool) -> PackedFunction | None:
-        self._require_open()
-        if name not in self._known:
-            own = self._find(name)
-            if own is not None:
-                self._known[name] = own
-        if name in self._known or not query_imports:
-            return self._known.get(name)
-        return self._imported(name)
-
-    def _imported(self, name: str) -> PackedFunction | None:
-        found = (m._look_up(name, True) for m in self._imports)
-        return next((function for function in found if function is not None), None)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise DeviceClosed(f"module '{self.name}' was used after close(); load it again")
-
-    def close(self) -> None:
-        """Let go of everything; idempotent. Functions taken from it before go on working."""
-        if not self._closed:
-            self._closed = True
-            self._known.clear()
-            self._imports.clear()
-            self._release()
-
-    def __enter__(self) -> Self:
-        self._require_open()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self._names())} functions"
-        return f"<{type(self).__name__} {self.name}: {state}>"
+_ALIGNMENT = {"legacy": ALIGNMENT, "ffi": 64}
+"""What TVM's compilers assume of tensors: 128 bytes in 0.7 to 0.9, 64 before and after."""
 
 
 class AddressModule(Module):
@@ -173,6 +67,9 @@ class AddressModule(Module):
     alignment : int
         What the code assumes of tensor addresses; arrays that lack it are copied around calls.
     """
+
+    kind = "jit"
+    abi = "legacy"
 
     def __init__(
         self,
@@ -198,112 +95,248 @@ class AddressModule(Module):
         self._addresses, self._keepalive = {}, None
 
 
-class PythonModule(Module):
-    """Packed functions written in Python under one roof, for instance to import elsewhere."""
-
-    def __init__(
-        self, functions: Mapping[str, Callable[..., object]], name: str = "python"
-    ) -> None:
-        super().__init__(name)
-        self._functions = dict(functions)
-
-    def _names(self) -> list[str]:
-        return list(self._functions)
-
-    def _find(self, name: str) -> PackedFunction | None:
-        call = self._functions.get(name)
-        if call is None or isinstance(call, PackedFunction):
-            return call
-        return PackedFunction(call, name)
-
-    def _release(self) -> None:
-        self._functions = {}
-
-
 class NativeModule(Module):
-    """A shared library of packed functions: compiled by packhorse, or by TVM 0.2 to 0.20.
+    """A shared library of packed functions: compiled by packhorse, or by TVM 0.2 to 0.27.
 
-    Its code may call functions of imported modules and global functions by name. Note that TVM
-    exports no signatures: calling with other arguments than it was compiled for is undefined.
-    """
-
-    def __init__(self, library: Library, imports: Sequence[Module] = ()) -> None:
-        super().__init__(library.path.name, imports)
-        _check_abi(library)
-        self.library = library
-        library.add_resolver(self._resolve)
-
-    def _names(self) -> list[str]:
-        names = [name for name in self.library.symbols() if self._is_function(name)]
-        return [*names, MAIN] if self._main() and MAIN not in names else names
-
-    def _is_function(self, name: str) -> bool:
-        symbol = self.library.describe(name)
-        return symbol is not None and symbol.kind == "function" and not name.startswith(_RESERVED)
-
-    def _main(self) -> str | None:
-        """Name of the entry function: data in TVM's llvm target, a function in its c target."""
-        raw = self.library.read(MAIN)
-        return raw.split(b"\0")[0].decode("utf-8", "replace") if raw else None
-
-    def _find(self, name: str) -> PackedFunction | None:
-        entry = self._main() if name == MAIN else None
-        symbol = self.library.describe(entry or name)
-        if symbol is None or symbol.kind != "function":
-            return None
-        if name != MAIN and name.startswith(_RESERVED):
-            return None
-        address = self.library.symbol(symbol.name)
-        return NativeFunction(address, name, self.library) if address else None
-
-    def _resolve(self, name: str) -> int | None:
-        """For the library's own code: a handle of an imported function."""
-        found = None if self._closed else self._imported(name)
-        return found.__packed_handle__() if found else None
-
-
-add_value_type(AddressModule)
-add_value_type(PythonModule)
-add_value_type(NativeModule)
-
-
-def load_module(path: str | os.PathLike[str]) -> NativeModule:
-    """Load a compiled library: ours, or TVM's of 0.2 to 0.20 (llvm target).
-
-    Loading runs code of the file: load only what you trust.
+    Its code may call functions of imported modules and global functions by name. TVM exports no
+    signatures; arguments are checked as far as the library gives them away, and code of TVM 0.22
+    and newer checks them itself.
 
     Raises
     ------
     ArtifactError
-        No such file, not a library of this machine, truncated, or of an ABI this version cannot
-        call. The message says which.
+        Nobody knows the library's ABI: give it to :class:`Library`.
+    """
+
+    kind = "library"
+
+    def __init__(self, library: Library, imports: Sequence[Module] = ()) -> None:
+        super().__init__(library.path.name, imports)
+        library.info.require_certain(library.path)
+        self.library = library
+        library.add_resolver(self._resolve)
+
+    @property
+    def abi(self) -> Abi:
+        """``"legacy"`` or ``"ffi"``: how its functions are called."""
+        return self.library.info.abi
+
+    @property
+    def generation(self) -> str:
+        """Which compilers write such libraries: ``"TVM 0.26 or newer"``."""
+        return self.library.info.generation
+
+    def _names(self) -> list[str]:
+        names = [name for symbol in self.library.symbols() if (name := self._name(symbol))]
+        main = self._entry_name()
+        return [*names, main] if main and main not in names else names
+
+    def _name(self, symbol: str) -> str | None:
+        if not self.library.is_function(symbol):
+            return None
+        name = self.library.info.name_of(symbol)
+        plain = not self.library.info.prefix
+        return None if name and plain and name.startswith(_RESERVED) else name
+
+    def _entry_symbol(self) -> str | None:
+        """The entry function's symbol; TVM's llvm target of 0.2 to 0.20 has its name as data."""
+        main = self.library.info.main
+        if self.library.is_function(main):
+            return main
+        raw = self.library.read(main)
+        return raw.split(b"\0")[0].decode("utf-8", "replace") if raw else None
+
+    def _entry_name(self) -> str | None:
+        return _MAIN[self.abi] if self._entry_symbol() else None
+
+    def _symbol(self, name: str) -> str | None:
+        if name == _MAIN[self.abi] and (entry := self._entry_symbol()):
+            return entry
+        symbol = self.library.info.prefix + name
+        return symbol if self._name(symbol) == name else None
+
+    def _find(self, name: str) -> PackedFunction | None:
+        symbol = self._symbol(name)
+        address = self.library.symbol(symbol) if symbol else None
+        if symbol is None or not address or not self.library.is_function(symbol):
+            return None
+        library, abi = self.library, self.abi
+        return NativeFunction(
+            address,
+            name,
+            library,
+            alignment=_ALIGNMENT[abi],
+            abi=abi,
+            signature=lambda: library.signatures.get(symbol),
+        )
+
+    def signature(self, name: str) -> Signature | None:
+        """What a function takes, if the library says. None if not, or if there is none."""
+        return self.library.signatures.get(self._symbol(name) or "")
+
+    def _title(self, name: str) -> str:
+        known = self.signature(name)
+        return name if known is None else f"{name}({known})"
+
+    def _resolve(self, name: str, abi: Abi) -> int | None:
+        """For the library's own code: a handle of an imported function."""
+        found = None if self._closed else self._imported(name)
+        return lookup_handle(found, abi) if found else None
+
+
+class EmbeddedModule(Module):
+    """A module within a library: kernels for a device, a graph with weights, bytecode.
+
+    Attributes
+    ----------
+    payload : Payload
+        What :mod:`packhorse.module_blob` read of it.
+    """
+
+    def __init__(self, kind: str, payload: Payload, imports: Sequence[Module] = ()) -> None:
+        super().__init__(kind, imports)
+        self.kind, self.payload = kind, payload
+
+    @property
+    def is_device_code(self) -> bool:  # type: ignore[override]
+        """Whether it holds kernels for a device."""
+        return isinstance(self.payload, DeviceCode)
+
+    def _names(self) -> list[str]:
+        return list(self.payload.functions) if isinstance(self.payload, DeviceCode) else []
+
+    def _find(self, name: str) -> PackedFunction | None:
+        if name not in self._names():
+            return None
+        raise DeviceUnavailable(
+            f"'{name}' is a kernel for '{self.kind}', and no backend has registered itself for "
+            f"such kernels in libraries (packhorse.module.register_module_kind('{self.kind}', "
+            "...)); compile the model for a device listed by 'packhorse devices'"
+        )
+
+
+add_value_type(AddressModule)
+add_value_type(NativeModule)
+add_value_type(EmbeddedModule)
+
+ModuleMaker: TypeAlias = Callable[[str, Payload, Sequence[Module]], Module]
+"""``make(kind, payload, imports)``: the module of something found in a library."""
+
+_makers: dict[str, ModuleMaker | str] = {}
+"""By kind; a str names "module:function", imported when a library holds such a module."""
+
+
+def register_module_kind(kind: str, make: ModuleMaker | str) -> None:
+    """Say what makes a module of a kind found in libraries, such as ``opencl``.
+
+    Parameters
+    ----------
+    kind : str
+        TVM's type key.
+    make : callable or str
+        ``make(kind, payload, imports)``, or where it is: ``"package.module:function"``.
+    """
+    _makers[kind] = make
+
+
+def _make(kind: str, payload: Payload, imports: Sequence[Module]) -> Module:
+    make = _makers.get(kind)
+    if make is None:
+        return EmbeddedModule(kind, payload, imports)
+    if isinstance(make, str):
+        place, _, name = make.partition(":")
+        loaded: ModuleMaker = getattr(importlib.import_module(place), name)
+        make = _makers[kind] = loaded
+    return make(kind, payload, imports)
+
+
+def load_module(
+    path: str | os.PathLike[str], fmt: str | None = None, *, abi: str | None = None
+) -> Module:
+    """Load a compiled library: ours, or TVM's of 0.2 to 0.27.
+
+    Loading runs code of the file: load only what you trust.
+
+    Parameters
+    ----------
+    path : path-like
+    fmt : str, optional
+        ``so``, ``dll``, ``dylib`` or ``dso``, for files of another suffix. It is a shared library
+        of this machine in any case.
+    abi : str, optional
+        ``"legacy"`` (TVM 0.2 to 0.20) or ``"ffi"`` (0.21 and newer), for libraries that do not
+        show which they are. Needed for some of TVM's 'c' target.
+
+    Returns
+    -------
+    Module
+        A :class:`NativeModule`, or the module that imports it when the library has other modules
+        within: a graph executor factory, a Relax executable.
+
+    Raises
+    ------
+    ArtifactError
+        No such file, not a library of this machine, truncated, or of an ABI that cannot be told.
+        The message says which.
+    ArgumentValueError
+        ``fmt`` or ``abi`` is none of those above.
     """
     file = Path(path)
-    if file.suffix.lower() not in SUFFIXES and ".so." not in file.name:
+    if fmt is not None and f".{fmt.lower().lstrip('.')}" not in SUFFIXES:
+        raise ArgumentValueError(
+            f"fmt is '{fmt}'; load_module takes {', '.join(s[1:] for s in SUFFIXES)}"
+        )
+    if fmt is None and file.suffix.lower() not in SUFFIXES and ".so." not in file.name:
         raise ArtifactError(
             f"'{file.name}' has no suffix of a compiled library; load_module takes "
-            f"{', '.join(SUFFIXES)}. Models are read with packhorse.load"
+            f"{', '.join(SUFFIXES)}, or any name with fmt='so'. Models are read with packhorse.load"
         )
-    return NativeModule(Library(file))
+    library = Library(file, abi)
+    library.info.require_certain(file)
+    blob = library.read_blob()
+    if blob is None:
+        return NativeModule(library)
+    read = read_modern_blob if library.info.abi == "ffi" else read_legacy_blob
+    try:
+        return _assemble(library, read(blob))
+    except ArtifactError as error:
+        raise ArtifactError(f"'{file}' cannot be used: {error}") from error
 
 
-def _check_abi(library: Library) -> None:
-    """Calling a function of another ABI crashes: refuse what is known not to be the legacy one."""
-    prefix = "__tvm_ffi_"
-    names = set(library.symbols())
-    modern = [n for n in names if n.startswith(prefix)]
-    if any(n[len(prefix) :] in names for n in modern):
-        return  # carries both ABIs
-    if modern or any(n.startswith("__TVMFFI") for n in names):
-        raise ArtifactError(
-            f"'{library.path}' was compiled by TVM 0.21 or newer for the tvm-ffi ABI, which this "
-            "version of packhorse cannot call; compile it with TVM 0.2 to 0.20"
-        )
+def _assemble(library: Library, tree: ModuleTree) -> Module:
+    """The root of the tree, every module made after those that it imports."""
+    made: dict[int, Module] = {}
+    waiting = [0]
+    while waiting:
+        node = tree.nodes[waiting[-1]]
+        missing = [i for i in node.imports if i not in made]
+        if missing:
+            waiting += missing
+            continue
+        index = waiting.pop()
+        if index in made:
+            continue
+        imports = [made[i] for i in node.imports]
+        if node.payload is None:
+            made[index] = NativeModule(library, imports)
+        else:
+            payload = _payload(node.kind, node.payload)
+            made[index] = _make(node.kind, payload, imports)
+    return made[0]
 
 
-def _global_handle(name: str) -> int | None:
+def _payload(kind: str, payload: Payload) -> Payload:
+    if isinstance(payload, Opaque) and kind in _MODERN_DEVICES:
+        return read_device_code(kind, payload.data)
+    return payload
+
+
+_MODERN_DEVICES = ("opencl", "cuda", "rocm", "hip", "metal", "vulkan", "webgpu", "hexagon")
+
+
+def _global_handle(name: str, abi: Abi) -> int | None:
     found = get_global_func(name, allow_missing=True)
-    return found.__packed_handle__() if found else None
+    return lookup_handle(found, abi) if found else None
 
 
 set_global_lookup(_global_handle)

@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex, TypeAlias,
 
 import numpy as np
 
-from packhorse.dtype import DTypeLike, dtype_name
+from packhorse.dtype import DTypeLike, dlpack_code, dtype_name
 from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
 from packhorse.function import add_value_type
+from packhorse.native import fast
 from packhorse.native.dlpack import CPU, View, export_array, export_capsule, import_array
 from packhorse.native.memory import address_of, aligned_array
 from packhorse.native.plan import Slot
+from packhorse.native.runtime import ffi
 
 if TYPE_CHECKING:
     from packhorse.device import Device, Memory
@@ -82,7 +84,7 @@ class Tensor:
         Has ``name`` ("cpu:0") and ``dlpack_device`` ((1, 0)).
     """
 
-    __slots__ = ("__weakref__", "_array", "_block", "_slot", "device", "dtype", "shape")
+    __slots__ = ("__weakref__", "_array", "_block", "_packed", "_slot", "device", "dtype", "shape")
 
     device: TensorDevice
     dtype: np.dtype[Any]
@@ -94,6 +96,7 @@ class Tensor:
         self._array: Array | None = array
         self._block: _Block | None = None
         self._slot: Slot | None = None
+        self._packed: object = None  # for calls in C: see _pack
         self.shape, self.dtype, self.device = array.shape, array.dtype, device
 
     @classmethod
@@ -114,7 +117,8 @@ class Tensor:
                 f"{made.shape} of {made.dtype} needs {made.nbytes} bytes, the block has "
                 f"{memory.nbytes}"
             )
-        made._array, made._slot, made._block = None, None, _Block(device, memory)
+        made._array, made._slot, made._packed = None, None, None
+        made._block = _Block(device, memory)
         return made
 
     @property
@@ -198,6 +202,17 @@ class Tensor:
             self._slot = Slot(self.shape, dtype_name(self.dtype), address_of(array))
         return self._slot, array
 
+    def _pack(self) -> object:
+        """For calls in C: a capsule with both ABIs' DLTensors that keeps the memory; else None."""
+        if self._array is None or not self._array.flags.c_contiguous:
+            return None
+        slot, array = self.__packed_tensor__()
+        assert slot is not None
+        code, bits, _ = dlpack_code(self.dtype)
+        pointer = int(ffi.cast("uintptr_t", slot.pointer))
+        self._packed = fast.make_tensor(pointer, code, bits, array)
+        return self._packed
+
     def copy_from(self, source: Tensor | Array) -> Self:
         """Overwrite the elements with those of ``source``; returns self.
 
@@ -237,7 +252,8 @@ class Tensor:
         wanted = _resolve(_dims(shape), self.size)
         if self._array is None:
             view = Tensor.__new__(Tensor)
-            view._array, view._slot, view._block = None, None, self._open_block()
+            view._array, view._slot, view._packed = None, None, None
+            view._block = self._open_block()
             view.shape, view.dtype, view.device = wanted, self.dtype, self.device
             return view
         if not self._array.flags.c_contiguous:
@@ -309,7 +325,7 @@ class Tensor:
 
     def close(self) -> None:
         """Let go of the memory; idempotent. It is freed when no view or consumer is left."""
-        self._array = self._block = self._slot = None
+        self._array = self._block = self._slot = self._packed = None
 
     def __enter__(self) -> Self:
         return self
@@ -333,6 +349,7 @@ class Tensor:
 
 
 add_value_type(Tensor)
+fast.setup(Tensor, None, None, None)
 
 
 def tensor(obj: Any, dtype: DTypeLike | None = None, device: str | TensorDevice = "cpu") -> Tensor:

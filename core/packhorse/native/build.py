@@ -11,11 +11,17 @@ from cffi import FFI
 
 __all__ = ["build_in_place", "describe"]
 
-SOURCES = ("dlpack.c", "error.c", "plan.c", "platform_posix.c", "pool.c", "workspace.c")
+SOURCES = (
+    *("dlpack.c", "error.c", "fast.c", "ffi.c", "plan.c", "platform_posix.c", "pool.c"),
+    *("runtime.c", "workspace.c"),
+)
 FLAGS = ("-std=gnu11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread")
 CALLBACKS = """
 extern "Python+C" int ph_py_call(uintptr_t, ph_value *, int *, int, ph_value *, int *);
-extern "Python+C" int ph_py_lookup(uintptr_t, const char *, uintptr_t *);
+extern "Python+C" int ph_py_call_ffi(uintptr_t, ph_any *, int, ph_any *);
+extern "Python+C" int ph_py_lookup(uintptr_t, const char *, int32_t, uintptr_t *);
+extern "Python+C" int ph_py_symbol(const char *, uintptr_t);
+extern "Python+C" int ph_py_release(uintptr_t);
 """
 
 

@@ -2,12 +2,7 @@
  *
  * Deleters may run on any thread, with or without the GIL, so they take it themselves.
  */
-/* One build for every Python from 3.11 on; free-threaded builds have no limited API yet. */
-#if !defined(Py_GIL_DISABLED) && !defined(Py_LIMITED_API)
-#define Py_LIMITED_API 0x030B0000
-#endif
-#include <Python.h>
-
+#include "python.h"
 #include "core.h"
 
 #include <stdlib.h>

@@ -18,12 +18,13 @@ import numpy as np
 
 from packhorse.errors import ArtifactError
 
-__all__ = ["Symbol", "read_symbols"]
+__all__ = ["Elf", "Symbol", "read_elf", "read_symbols"]
 
 Kind: TypeAlias = Literal["function", "object", "other"]
 _MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _HERE = {"amd64": "x86_64", "arm64": "aarch64"}
 _SHT_DYNSYM, _PT_LOAD, _ET_DYN = 11, 1, 3
+Headers: TypeAlias = list[tuple[int, ...]]
 _KINDS: dict[int, Kind] = {1: "object", 2: "function", 10: "function"}
 _SYMBOL = np.dtype(
     [
@@ -46,6 +47,25 @@ class Symbol:
     defined: bool
     value: int
     size: int
+
+
+@dataclass(frozen=True)
+class Elf:
+    """What the loader must know of a library, read from the file.
+
+    Attributes
+    ----------
+    segments : list of tuple
+        Program headers: type, flags, offset, vaddr, paddr, file size, memory size, alignment.
+    sections : list of tuple
+        Section headers: name, type, flags, address, offset, size, link, info, alignment, entry.
+    """
+
+    machine: int
+    segment_offset: int
+    segments: Headers
+    sections: Headers
+    symbols: list[Symbol]
 
 
 class _Reader:
@@ -73,7 +93,12 @@ class _Reader:
 
 
 def read_symbols(path: Path) -> list[Symbol]:
-    """The dynamic symbols of a shared library, in file order.
+    """The dynamic symbols of a shared library, in file order. Raises as :func:`read_elf`."""
+    return read_elf(path).symbols
+
+
+def read_elf(path: Path) -> Elf:
+    """Headers and dynamic symbols of a shared library.
 
     Raises
     ------
@@ -95,7 +120,7 @@ def _mapped(descriptor: int) -> mmap.mmap:
     return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
 
-def _read(r: _Reader) -> list[Symbol]:
+def _read(r: _Reader) -> Elf:
     if r.data[:4] != b"\x7fELF":
         raise r.fail(f"it is not an ELF file but {_other_format(r.data[:8])}")
     ident = r.fields("<4x2B", 0, "the ELF header")
@@ -110,21 +135,23 @@ def _read(r: _Reader) -> list[Symbol]:
     if _MACHINES.get(machine) != _HERE.get(here, here):
         found = _MACHINES.get(machine, f"ELF machine {machine}")
         raise r.fail(f"it was compiled for {found} and this is {here}")
-    _check_segments(r, phoff, phentsize, phnum)
+    segments = _segments(r, phoff, phentsize, phnum)
     if shnum and shentsize != 64:
         raise r.fail(f"section headers of {shentsize} bytes instead of 64")
     r.region(shoff, shnum * shentsize, "the section table")
     sections = [r.fields("<IIQQQQIIQQ", shoff + i * 64, "a section") for i in range(shnum)]
-    return [symbol for s in sections if s[1] == _SHT_DYNSYM for symbol in _table(r, s, sections)]
+    symbols = [x for s in sections if s[1] == _SHT_DYNSYM for x in _table(r, s, sections)]
+    return Elf(machine, phoff, segments, sections, symbols)
 
 
-def _check_segments(r: _Reader, offset: int, size: int, count: int) -> None:
+def _segments(r: _Reader, offset: int, size: int, count: int) -> Headers:
     if count and size != 56:
         raise r.fail(f"program headers of {size} bytes instead of 56")
-    for i in range(count):
-        kind, _, start, _, _, nbytes = r.fields("<IIQQQQ", offset + i * 56, "a program header")
+    found = [r.fields("<IIQQQQQQ", offset + i * 56, "a program header") for i in range(count)]
+    for kind, _, start, _, _, nbytes, _, _ in found:
         if kind == _PT_LOAD:  # the loader maps it unchecked: reading past the end is SIGBUS
             r.region(start, nbytes, "a segment")
+    return found
 
 
 def _table(

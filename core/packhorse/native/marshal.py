@@ -1,26 +1,37 @@
-"""Packed-call values between Python and TVM's legacy C ABI (0.2 - 0.20).
+"""Packed-call values between Python and the two ABIs: TVM's legacy one and tvm-ffi's.
 
-Ints travel as int64, floats as double, host tensors as ``DLTensor*``. Compiled code assumes
-aligned, contiguous memory, so an array that is not goes through an aligned copy and back.
+Ints travel as int64, floats as double, host tensors as ``DLTensor*``, in both; only the type
+codes differ, and who owns what is returned. Compiled code assumes aligned, contiguous memory, so
+an array that is not goes through an aligned copy and back.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from packhorse.dtype import dtype_name, from_dlpack_code, legacy_code
+from packhorse.dtype import dlpack_code, dtype_name, from_dlpack_code, legacy_code
 from packhorse.errors import ArgumentTypeError, ArgumentValueError
 from packhorse.native.dlpack import CPU, array_of
-from packhorse.native.memory import ALIGNMENT, address_of, aligned_array
-from packhorse.native.plan import TENSOR, Slot
-from packhorse.native.runtime import ffi, lib, python_handle, raise_last_error
+from packhorse.native.memory import address_of, aligned_array
+from packhorse.native.plan import Slot
+from packhorse.native.runtime import Abi, ffi, hold, let_go, lib, object_of
 
-__all__ = ["DLDevice", "Handle", "NativeCall", "TypeCode", "handle_of", "raw_call"]
+__all__ = [
+    "CODES",
+    "DLDevice",
+    "Handle",
+    "Packer",
+    "TypeCode",
+    "is_object",
+    "native_handles",
+    "owned_any",
+    "release_value",
+    "unpack",
+]
 
 
 class TypeCode(IntEnum):
@@ -60,68 +71,112 @@ class DLDevice(NamedTuple):
         return self.device_type, self.device_id
 
 
-_VALUES, _CODES, _STEP = (ffi.typeof(name) for name in ("ph_value[]", "int[]", "ph_step *"))
-_VALUE, _CODE = ffi.typeof("ph_value *"), ffi.typeof("int *")
+class _Codes(NamedTuple):
+    """The type codes arguments are passed with."""
 
-_handles: dict[int, Any] = {}
-_handles_lock = threading.Lock()
-_returned = threading.local()  # what a callback's returned pointer points to, until the next
+    none: int
+    integer: int
+    boolean: int
+    real: int
+    handle: int
+    dtype: int
+    device: int
+    tensor: int
+    module: int
+    function: int
+    text: int
+    blob: int
 
 
-class _Packer:
-    """Builds the values and codes of one call; ``keep`` owns what they point to."""
+CODES: dict[str, _Codes] = {
+    "legacy": _Codes(4, 0, 0, 2, 3, 5, 6, 7, 9, 10, 11, 12),
+    "ffi": _Codes(0, 1, 2, 3, 4, 5, 6, 7, 73, 68, 8, 9),
+}
+_KINDS: dict[str, dict[int, str]] = {
+    "legacy": {code.value: code.name.lower() for code in TypeCode},
+    "ffi": dict(
+        [
+            *enumerate(("null", "int", "bool", "float", "handle", "dtype", "device", "tensor")),
+            *((8, "str"), (9, "bytes"), (11, "small str"), (12, "small bytes")),
+            *enumerate(("heap str", "heap bytes", "error", "object function", "shape"), start=65),
+            *enumerate(("heap tensor", "array", "map", "object module"), start=70),
+            *((75, "list"), (76, "dict")),
+        ]
+    ),
+}
+_HEAP = 64  # type indices of tvm-ffi from here on are references to objects
+_HEAD_BYTES = 24  # of a tvm-ffi object: what follows is the value
+_HEAP_STR, _HEAP_BYTES, _HEAP_TENSOR = 65, 66, 70
 
-    def __init__(self, count: int, alignment: int) -> None:
-        self.values = ffi.new(_VALUES, count or 1)
-        self.codes = ffi.new(_CODES, count or 1)
-        self.alignment = alignment
+_ANYS, _VALUES, _CODES_TYPE = (ffi.typeof(t) for t in ("ph_any[]", "ph_value[]", "int[]"))
+
+
+class Packer:
+    """Builds the arguments of one call; holds what they point to for as long as it lives.
+
+    Parameters
+    ----------
+    args : sequence
+        Packed values.
+    abi : str
+    alignment : int
+        What the callee assumes of tensor addresses.
+
+    Raises
+    ------
+    ArgumentTypeError, ArgumentValueError
+        An argument cannot be passed.
+    """
+
+    def __init__(self, args: Sequence[Any], abi: Abi, alignment: int) -> None:
+        self.anys = ffi.new(_ANYS, len(args) or 1)
+        self.abi, self.alignment = abi, alignment
         self.keep: list[Any] = []
         self.copies: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        self._numbers: list[int] = []
+        self._objects: list[int] = []
+        self._codes = CODES[abi]
+        for i, arg in enumerate(args):
+            self._put(i, arg)
+        if abi == "legacy":
+            self.values = ffi.new(_VALUES, [any_.value for any_ in self.anys])
+            self.codes = ffi.new(_CODES_TYPE, [any_.type_index for any_ in self.anys])
 
-    def put(self, i: int, arg: Any) -> None:
-        """Store argument ``i``."""
-        value = self.values[i]
-        kind = type(arg)
-        if kind is int or kind is bool or isinstance(arg, Handle):
-            self._int(i, arg)
-        elif kind is float:
-            value.v_float64, self.codes[i] = arg, TypeCode.FLOAT
+    def _store(self, i: int, code: int, field: str, value: Any) -> None:
+        self.anys[i].type_index = code
+        setattr(self.anys[i].value, field, value)
+
+    def _put(self, i: int, arg: Any) -> None:
+        known, kind = self._codes, type(arg)
+        if isinstance(arg, Handle):
+            self._store(i, known.handle, "v_handle", arg)
+        elif isinstance(arg, int):
+            if not -(2**63) <= arg < 2**63:
+                raise ArgumentValueError(f"argument {i} is {arg}, which does not fit int64")
+            self._store(i, known.boolean if kind is bool else known.integer, "v_int64", arg)
+        elif isinstance(arg, float):
+            self._store(i, known.real, "v_float64", arg)
         elif arg is None:
-            value.v_int64, self.codes[i] = 0, TypeCode.NULL
-        elif kind is np.ndarray or isinstance(arg, np.ndarray):
+            self._store(i, known.none, "v_int64", 0)
+        elif isinstance(arg, np.ndarray):
             self._array(i, arg)
         elif hasattr(arg, "__packed_tensor__"):
-            slot, array = arg.__packed_tensor__()
-            if slot is None or slot.data % self.alignment:
-                self._array(i, array)
-            else:
-                value.v_tensor, self.codes[i] = slot.pointer, TENSOR
-                self.keep += (slot, array)
-        elif kind is str or kind is bytes:
+            self._tensor(i, arg)
+        elif isinstance(arg, str | bytes):
             self._text(i, arg)
         elif isinstance(arg, np.dtype):
-            code = legacy_code(arg)
-            value.v_type.code, value.v_type.bits, value.v_type.lanes = code
-            self.codes[i] = TypeCode.DTYPE
-        elif hasattr(arg, "__packed_handle__"):
-            value.v_handle, self.codes[i] = arg.__packed_handle__(), TypeCode.FUNCTION
+            code = dlpack_code(arg) if self.abi == "ffi" else legacy_code(arg)
+            self._store(i, known.dtype, "v_type", code)
+        elif hasattr(arg, "__packed_kind__"):
+            self._object(i, arg, arg.__packed_kind__)
         elif hasattr(arg, "dlpack_device"):
-            value.v_device.device_type, value.v_device.device_id = arg.dlpack_device
-            self.codes[i] = TypeCode.DEVICE
+            self._store(i, known.device, "v_device", arg.dlpack_device)
         else:
             raise ArgumentTypeError(
                 f"argument {i} is of type {kind.__name__}, which compiled code cannot take; pass "
-                "None, bool, int, float, str, bytes, dtype, Device, Tensor, ndarray or a function"
+                "None, bool, int, float, str, bytes, dtype, Device, Tensor, ndarray, Module or a "
+                "function"
             )
-
-    def _int(self, i: int, arg: int) -> None:
-        self.codes[i] = TypeCode.INT
-        if isinstance(arg, Handle):
-            self.values[i].v_handle, self.codes[i] = arg, TypeCode.HANDLE
-            return
-        if not -(2**63) <= arg < 2**63:
-            raise ArgumentValueError(f"argument {i} is {arg}, which does not fit int64")
-        self.values[i].v_int64 = arg
 
     def _text(self, i: int, arg: str | bytes) -> None:
         raw = arg.encode() if isinstance(arg, str) else arg
@@ -132,152 +187,198 @@ class _Packer:
                 raise ArgumentValueError(
                     f"argument {i} is a str with a NUL, which C strings cannot hold; pass bytes"
                 )
-            self.values[i].v_str, self.codes[i] = chars, TypeCode.STR
+            self._store(i, self._codes.text, "v_str", chars)
             return
         array = ffi.new("ph_bytes *", {"data": chars, "size": len(raw)})
         self.keep.append(array)
-        self.values[i].v_handle = int(ffi.cast("uintptr_t", array))
-        self.codes[i] = TypeCode.BYTES
+        self._store(i, self._codes.blob, "v_handle", int(ffi.cast("uintptr_t", array)))
+
+    def _tensor(self, i: int, arg: Any) -> None:
+        slot, array = arg.__packed_tensor__()
+        if slot is None or slot.data % self.alignment or self.abi == "ffi":
+            self._array(i, array)
+            return
+        self._store(i, self._codes.tensor, "v_tensor", slot.pointer)
+        self.keep += (slot, array)
 
     def _array(self, i: int, array: np.ndarray[Any, Any]) -> None:
         address = address_of(array)
+        if not address and array.size:
+            raise ArgumentValueError(
+                f"argument {i} has {array.size} elements at address NULL; pass an array with memory"
+            )
         if address % self.alignment or not array.flags.c_contiguous:
             memory = aligned_array(array.shape, array.dtype)
             self.copies.append((array, memory))
             address = address_of(memory)
-        slot = Slot(array.shape, dtype_name(array.dtype), address)
+        slot = Slot(array.shape, dtype_name(array.dtype), address, abi=self.abi)
         self.keep += (slot, array)
-        self.values[i].v_tensor, self.codes[i] = slot.pointer, TENSOR
+        self._store(i, self._codes.tensor, "v_tensor", slot.pointer)
+
+    def _object(self, i: int, arg: Any, kind: str) -> None:
+        code = self._codes.module if kind == "module" else self._codes.function
+        number = hold(arg)
+        if self.abi == "legacy":
+            self._numbers.append(number)
+            self._store(i, code, "v_handle", lib.ph_handle_new(0, number))
+            return
+        made = _checked(lib.ph_ffi_function(0, number, code))
+        self._objects.append(made)
+        self._store(i, code, "v_handle", made)
+
+    def __del__(self) -> None:
+        for number in getattr(self, "_numbers", ()):
+            let_go(number)
+        for made in getattr(self, "_objects", ()):
+            lib.ph_ffi_release(made)
 
 
-class NativeCall:
-    """A packed function with its arguments built: ``call()`` runs it, GIL released.
+def _checked(made: int) -> int:
+    if not made:
+        raise MemoryError("no memory for a value to pass to compiled code")
+    return made
+
+
+# ---------------------------------------------------------------- from compiled code
+
+
+def unpack(value: Any, code: int, abi: Abi, what: str, small: int = 0) -> Any:
+    """The Python value of a ``ph_value``. Tensors become arrays over the same memory.
 
     Parameters
     ----------
-    address : int
-        A ``TVMBackendPackedCFunc``.
-    args : sequence
-        What :class:`TypeCode` has codes for, except Modules. Arrays are used where they are if
-        they are contiguous and aligned, else copied before each call and back after it.
-    what : str
-        Subject of error messages.
-    alignment : int
-        What the code behind ``address`` assumes of tensor addresses.
+    small : int
+        Length of text that lies in the value itself.
 
     Raises
     ------
-    ArgumentTypeError, ArgumentValueError
-        An argument cannot be passed.
+    ArgumentTypeError
+        A kind of value packhorse cannot take, such as an object of TVM's own.
     """
-
-    __slots__ = ("_code", "_copies", "_keep", "_result", "_step", "owner", "threads", "what")
-
-    def __init__(
-        self, address: int, args: Sequence[Any], what: str, alignment: int = ALIGNMENT
-    ) -> None:
-        packer = _Packer(len(args), alignment)
-        for i, arg in enumerate(args):
-            packer.put(i, arg)
-        self._step = ffi.new(_STEP)
-        self._step.function, self._step.count = address, len(args)
-        self._step.values, self._step.codes = packer.values, packer.codes
-        self._copies = packer.copies
-        self._keep = packer
-        self._result, self._code = ffi.new(_VALUE), ffi.new(_CODE)
-        self.threads, self.what = 0, what
-        self.owner: object = None  # of the code: lives as long as the call
-
-    def __call__(self) -> Any:
-        """Run and return the result. Raises what a Python callee raised, or PackhorseError."""
-        for outside, inside in self._copies:
-            inside[...] = outside
-        if lib.ph_call(self._step, self.threads, self._result, self._code):
-            raise_last_error(self.what)
-        for outside, inside in self._copies:
-            if outside.flags.writeable:
-                outside[...] = inside
-        code = self._code[0]
-        return None if code == TypeCode.NULL else _unpack(self._result, code, self.what)
+    kind = _KINDS[abi].get(code, "unknown")
+    if kind == "small str" or kind == "small bytes":
+        raw = bytes(ffi.buffer(value.v_bytes, min(small, 7)))
+        return raw.decode("utf-8", "replace") if kind == "small str" else raw
+    read = _READERS.get(kind)
+    if read is None:
+        raise ArgumentTypeError(
+            f"{what} passed a value of type code {code} ({kind}), which packhorse cannot take "
+            "from compiled code"
+        )
+    return read(value, what)
 
 
-def _unpack(value: Any, code: int, what: str) -> Any:
-    """The Python value of a ``ph_value``. Tensors become arrays over the same memory."""
-    if code in (TypeCode.INT, TypeCode.UINT):
-        return value.v_int64
-    if code == TypeCode.FLOAT:
-        return value.v_float64
-    if code == TypeCode.NULL:
+def release_value(value: Any, code: int, abi: Abi) -> None:
+    """Give back a value compiled code returned, once it was read."""
+    if abi == "ffi" and code >= _HEAP:
+        lib.ph_ffi_release(value.v_handle)
+
+
+def _dtype(value: Any, what: str) -> Any:
+    return from_dlpack_code(value.v_type.code, value.v_type.bits, value.v_type.lanes)
+
+
+def _bytes_at(address: int) -> bytes:
+    array = ffi.cast("ph_bytes *", address)
+    return bytes(ffi.buffer(array.data, array.size)) if array.size else b""
+
+
+def _tensor(value: Any, what: str, pointer: Any = None, owner: object = None) -> Any:
+    tensor = value.v_tensor if pointer is None else pointer
+    if tensor == ffi.NULL:
         return None
-    if code == TypeCode.BOOL:
-        return bool(value.v_int64)
-    if code == TypeCode.HANDLE:
-        return Handle(value.v_handle)
-    if code == TypeCode.STR:
-        return ffi.string(value.v_str).decode("utf-8", "replace")
-    if code == TypeCode.BYTES:
-        array = ffi.cast("ph_bytes *", value.v_handle)
-        return bytes(ffi.buffer(array.data, array.size))
-    if code == TypeCode.DTYPE:
-        return from_dlpack_code(value.v_type.code, value.v_type.bits, value.v_type.lanes)
-    if code == TypeCode.DEVICE:
-        return DLDevice(value.v_device.device_type, value.v_device.device_id)
-    if code == TypeCode.TENSOR:
-        return _tensor(value, what)
-    if code == TypeCode.FUNCTION and value.v_handle in _handles:
-        return _handles[value.v_handle]
-    name = TypeCode(code).name.lower() if code in set(TypeCode) else "unknown"
-    raise ArgumentTypeError(
-        f"{what} passed a value of type code {code} ({name}), which packhorse cannot take from "
-        "compiled code"
-    )
-
-
-def _tensor(value: Any, what: str) -> Any:
-    tensor = value.v_tensor
     if tensor.device.device_type != CPU:
         raise ArgumentTypeError(
             f"{what} passed a tensor of device type {tensor.device.device_type}; only host "
             "tensors can be seen from Python here"
         )
-    return array_of(tensor, None)
+    return array_of(tensor, owner)
 
 
-def handle_of(function: Any, raw: Any = None) -> int:
-    """The handle of a packed function: made once, kept with the function for good.
+def _heap_tensor(value: Any, what: str) -> Any:
+    """The array keeps a reference of its own to the object."""
+    address = value.v_handle
+    lib.ph_ffi_retain(address)
+    owner = ffi.gc(ffi.cast("char *", address), lambda p: lib.ph_ffi_release(address))
+    return _tensor(value, what, ffi.cast("ph_tensor *", address + _HEAD_BYTES), owner)
 
-    ``raw`` is the RawCall that runs it; default :func:`raw_call` of the function.
+
+def _handle_object(value: Any, what: str) -> Any:
+    number = lib.ph_handle_id(value.v_handle)
+    if number:
+        return object_of(number)
+    found = native_handles.get(value.v_handle)
+    if found is None:
+        raise ArgumentTypeError(f"{what} passed a function handle that packhorse did not make")
+    return found
+
+
+def _ffi_object(value: Any, what: str) -> Any:
+    number = lib.ph_ffi_id(value.v_handle)
+    if not number:
+        raise ArgumentTypeError(
+            f"{what} passed a function or module of another runtime, which packhorse cannot take "
+            "from compiled code"
+        )
+    return object_of(number)
+
+
+native_handles: dict[int, Any] = {}
+"""Handles of native functions that compiled code looked up, with the functions."""
+
+_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "null": lambda value, what: None,
+    "int": lambda value, what: value.v_int64,
+    "uint": lambda value, what: value.v_int64,
+    "bool": lambda value, what: bool(value.v_int64),
+    "float": lambda value, what: value.v_float64,
+    "handle": lambda value, what: Handle(value.v_handle),
+    "dtype": _dtype,
+    "device": lambda value, what: DLDevice(value.v_device.device_type, value.v_device.device_id),
+    "tensor": _tensor,
+    "str": lambda value, what: ffi.string(value.v_str).decode("utf-8", "replace"),
+    "bytes": lambda value, what: _bytes_at(value.v_handle),
+    "heap str": lambda value, what: _bytes_at(value.v_handle + _HEAD_BYTES).decode(
+        "utf-8", "replace"
+    ),
+    "heap bytes": lambda value, what: _bytes_at(value.v_handle + _HEAD_BYTES),
+    "heap tensor": _heap_tensor,
+    "function": _handle_object,
+    "module": _handle_object,
+    "object function": _ffi_object,
+    "object module": _ffi_object,
+}
+
+
+# ---------------------------------------------------------------- results for compiled code
+
+
+def owned_any(answer: Any) -> tuple[int, int]:
+    """(type index, object) of a result that its receiver owns, for the tvm-ffi ABI.
+
+    Strings, bytes, tensors, functions and modules only: other values are not objects.
     """
-    made = python_handle(raw or raw_call(function))
-    return adopt_handle(made, function)
+    if isinstance(answer, str | bytes):
+        raw = answer.encode() if isinstance(answer, str) else answer
+        index = _HEAP_STR if isinstance(answer, str) else _HEAP_BYTES
+        return index, _checked(lib.ph_ffi_text(raw, len(raw), index))
+    if hasattr(answer, "__packed_kind__"):
+        codes = CODES["ffi"]
+        index = codes.module if answer.__packed_kind__ == "module" else codes.function
+        return index, _checked(lib.ph_ffi_function(0, hold(answer), index))
+    array = answer.__packed_tensor__()[1] if hasattr(answer, "__packed_tensor__") else answer
+    if not array.flags.c_contiguous or address_of(array) % 64:
+        inside = aligned_array(array.shape, array.dtype)
+        inside[...] = array
+        array = inside
+    slot = Slot(array.shape, dtype_name(array.dtype), address_of(array), abi="ffi")
+    return _HEAP_TENSOR, _checked(lib.ph_ffi_tensor(slot.pointer, hold(array)))
 
 
-def adopt_handle(handle: int, function: Any) -> int:
-    """Let compiled code that returns this handle return ``function``."""
-    with _handles_lock:
-        _handles[handle] = function
-    return handle
-
-
-def raw_call(function: Any) -> Any:
-    """What runs a Python packed function for compiled code: converts arguments and result.
-
-    Tensor arguments are arrays over the caller's memory, valid only during the call.
-    """
-    what = f"compiled code that called '{getattr(function, 'name', function)}'"
-
-    def call(values: Any, codes: Any, count: int, result: Any, result_code: Any) -> None:
-        args = [_unpack(values[i], codes[i], what) for i in range(count)]
-        answer = function(*args)
-        if answer is None:
-            return
-        if isinstance(answer, np.ndarray) or hasattr(answer, "__packed_tensor__"):
-            raise ArgumentTypeError(
-                f"{what} cannot take a tensor as result; write into an output argument instead"
-            )
-        packer = _Packer(1, 1)
-        packer.put(0, answer)
-        result[0], result_code[0] = packer.values[0], packer.codes[0]
-        _returned.keep = packer
-
-    return call
+def is_object(answer: Any) -> bool:
+    """Whether a result must be an object in the tvm-ffi ABI."""
+    return (
+        isinstance(answer, str | bytes | np.ndarray)
+        or hasattr(answer, "__packed_kind__")
+        or (hasattr(answer, "__packed_tensor__"))
+    )

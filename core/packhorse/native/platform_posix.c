@@ -4,6 +4,7 @@
 #include "platform.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -124,3 +125,9 @@ uintptr_t ph_dlsym(uintptr_t library, const char *name) {
     return (uintptr_t)dlsym((void *)library, name);
 }
 const char *ph_dlerror(void) { return dlerror(); }
+
+/* Where the library lies: what its file's addresses are relative to. 0 when unknown. */
+uintptr_t ph_dlbase(uintptr_t library) {
+    struct link_map *map = NULL;
+    return dlinfo((void *)library, RTLD_DI_LINKMAP, &map) ? 0 : (uintptr_t)map->l_addr;
+}
