@@ -401,10 +401,30 @@ def test_wrong_schedules_are_refused():
     good = schedule(kernel, host())
     for plan, words in (
         (replace(good, order=("m",)), "orders the loops"),
-        (replace(good, order=("m", "n"), parallel=("n",)), "must be the first"),
+        (replace(good, order=("m", "n"), parallel=("n", "m")), "must be the first"),
     ):
         with pytest.raises(CompileError, match=words):
             CpuLowering(kernel, plan, host()).emit()
+    rows = softmax(4, 64)
+    plan = schedule(rows, host())
+    with pytest.raises(CompileError, match="cannot be split over threads"):
+        CpuLowering(rows, replace(plan, parallel=plan.order[1:]), host()).emit()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("m", [5, 56, 57])
+def test_threads_may_share_an_inner_loop(m, threads):
+    kernel = gemm(m, 96, 24)
+    plan = schedule(kernel, host())
+    inner = replace(plan, order=("n", "m"), parallel=("m",))
+    check(kernel, plan=inner, threads=threads, tol=1e-5)
+
+
+def test_large_activations_are_split_by_rows():
+    wide = schedule(gemm(4096, 64, 256), host(2))
+    assert wide.parallel == ("m",)
+    tall = schedule(gemm(14, 4096, 256), host(2))
+    assert tall.parallel[0] == "n"
 
 
 @settings(max_examples=25, deadline=None)

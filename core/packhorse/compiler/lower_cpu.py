@@ -53,6 +53,7 @@ class CpuLowering(Evaluator):
             )
         self.turns = 1
         self.decoded: dict[str, Val] = {}
+        self.shared: str | None = None
         self._place()
 
     # -- what is computed at which depth ----------------------------------------------------------
@@ -129,12 +130,15 @@ class CpuLowering(Evaluator):
         """The whole body, as ``void (i64 lo, i64 hi, ptr buffers...)`` wants it."""
         if all(e > 0 for _, e in self.kernel.axes):
             names = list(self.schedule.parallel)
-            if names != self.order[: len(names)]:
+            if names == self.order[: len(names)]:
+                self._parallel(names)
+            elif len(names) == 1 and names[0] in self.order:
+                self._inner_parallel(names[0])
+            else:
                 raise CompileError(
                     f"kernel '{self.kernel.name}': parallel loops {names} must be the first "
-                    f"of {self.order}"
+                    f"of {self.order}, or one of them"
                 )
-            self._parallel(names)
         self.b.line("ret void")
         return self.b.text()
 
@@ -157,6 +161,19 @@ class CpuLowering(Evaluator):
                 self.decoded[names[i]] = self.b.binary("urem", left, size) if outer else left
                 left = self.b.binary("udiv", left, size) if outer else self.b.integer(0)
             self._nest(0)
+
+    def _inner_parallel(self, name: str) -> None:
+        """Threads share an inner loop: each runs the whole nest over its part of that loop."""
+        axes = [self.view.store(s).axes | self.view.free(s.value) for s in self.kernel.stores]
+        needs = [*axes, *(self.view.free(r) for s in self.kernel.stores for r in reduces(s.value))]
+        if not all(name in names for names in needs):
+            raise CompileError(
+                f"kernel '{self.kernel.name}': loop '{name}' cannot be split over threads, not "
+                "everything the kernel computes depends on it"
+            )
+        self.turns = -(-self.extents[name] // self._tile(name))
+        self.shared = name
+        self._nest(0)
 
     def _open_decoded(self, name: str, depth: int) -> None:
         """Bind a parallel loop; a turn that hits the tail runs the smaller block."""
@@ -207,6 +224,13 @@ class CpuLowering(Evaluator):
         if name in self.decoded and full + bool(rest) > 1:
             self._open_decoded(name, depth)
             return
+        if name == self.shared and full + bool(rest) > 1:
+            lo, hi = Val("%lo", "i64"), Val("%hi", "i64")
+            with self.b.loop(lo, hi, checked=True) as turn:
+                self.decoded[name] = turn
+                self._open_decoded(name, depth)
+                del self.decoded[name]
+            return
         if full == 1:
             self._bind(name, Bound(self.b.integer(0), 0, 0, tile), inner)
         elif full:
@@ -224,9 +248,7 @@ class CpuLowering(Evaluator):
         names = [n for n in names if self.bound[n].tile > 1 and n != lane]
         if lane in axes and lane in self.bound:  # innermost: a broadcast is used up at once
             names.append(lane)
-        ranges = [
-            range(0, self.bound[n].tile, self.lanes.width if n == lane else 1) for n in names
-        ]
+        ranges = [range(0, self.bound[n].tile, self.lanes.width if n == lane else 1) for n in names]
         for offsets in itertools.product(*ranges):
             yield dict(zip(names, offsets, strict=True))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from packhorse.compiler.access import View
 from packhorse.compiler.llvm_ops import size_of
@@ -17,6 +18,10 @@ from packhorse.kernel.expr import Call, Const, Expr, Index, Load, Reduce, reduce
 from packhorse.kernel.kernel import Buffer, Kernel
 
 __all__ = ["Schedule", "lane_width", "pack_constants", "schedule"]
+
+
+_SHARED_BYTES = 8.0
+"""Bytes a cycle that a core gets from beyond its own caches."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Schedule:
     lanes : int
         Elements in a vector along ``vector``.
     parallel : tuple of str
-        Leading loops of ``order`` run as one range that threads split; empty: one thread.
+        Leading loops of ``order`` run as one range that threads split, or one inner loop whose
+        range they split; empty: one thread.
     unroll : tuple of (axis, int)
         Reduce loops written out: the whole extent, or that many turns of the innermost one.
     accumulators : int
@@ -233,12 +239,19 @@ class _Chooser:
     # -- threads ----------------------------------------------------------------------------------
 
     def _parallel(self, plan: Schedule) -> tuple[str, ...]:
-        """Leading loops to split, if there is enough work and no reduction would be repeated."""
-        threads = self.target.threads
-        work = self._work()
+        """The loops to split over threads, if there is enough work: the leading ones, or an inner
+        one where that lets each thread read less of what the others read."""
+        threads, work = self.target.threads, self._work()
         if threads < 2 or work < 40_000:
             return ()
-        tiles = plan.tiles
+        options = [self._leading(plan)]
+        options += [(name,) for name in plan.order[1:] if self._splits(name)]
+        costs = {names: self._threaded(names, plan, work) for names in options if names}
+        return min(costs, key=lambda names: costs[names], default=())
+
+    def _leading(self, plan: Schedule) -> tuple[str, ...]:
+        """As many leading loops as give every thread a fair share, no reduction repeated."""
+        threads, tiles = self.target.threads, plan.tiles
         need = [self.view.free(r) for r in self.reduces]
         chosen: list[str] = []
         turns = 1
@@ -246,15 +259,37 @@ class _Chooser:
             rest = plan.order[i:]
             # a reduction that needs no loop from here on would be redone by every turn
             if any(free and not free.intersection(rest) for free in need) or (
-                need and not any(n in free for free in need for n in (name,))
+                need and not any(name in free for free in need)
             ):
                 break
-            count = -(-self.extents[name] // max(1, tiles.get(name, 1)))
             chosen.append(name)
-            turns *= count
+            turns *= -(-self.extents[name] // max(1, tiles.get(name, 1)))
             if turns >= 16 * threads or (turns >= 4 * threads and turns % threads == 0):
                 break
         return tuple(chosen) if turns > 1 else ()
+
+    def _splits(self, name: str) -> bool:
+        """True when everything computed depends on the loop: it may be split where it is."""
+        stores = zip(self.kernel.stores, self.stores, strict=True)
+        return all(name in self.view.free(r) for r in self.reduces) and all(
+            name in where.axes | self.view.free(store.value) for store, where in stores
+        )
+
+    def _threaded(self, names: tuple[str, ...], plan: Schedule, work: float) -> float:
+        """Cycles of the slowest thread: its share of the work, and what it has to read."""
+        threads, tiles = self.target.threads, plan.tiles
+        counts = [-(-self.extents[n] // max(1, tiles.get(n, 1))) for n in names]
+        turns = prod(counts)
+        share = -(-turns // threads) / turns
+        # a thread gets a stretch of turns: what differs between threads is the outermost loop
+        outer = next((n for n, count in zip(names, counts, strict=True) if count > 1), "")
+        read: dict[str, float] = {}
+        for node in {n for s in self.kernel.stores for n in walk(s.value) if isinstance(n, Load)}:
+            buffer = self.kernel.buffers[node.buffer]
+            nbytes = float(buffer.size * size_of(buffer.dtype))
+            part = share if outer in self.view.free(node) else 1.0
+            read[node.buffer] = max(read.get(node.buffer, 0.0), nbytes * part)
+        return share * work + sum(read.values()) / _SHARED_BYTES
 
     def _work(self) -> float:
         """Estimated vector operations of the whole kernel, in units of about a cycle."""
