@@ -19,7 +19,7 @@ LAYERS = (
     {"executable"},
     {"compiler"},
     {"ops"},
-    {"artifact"},
+    {"artifact", "export"},
     {"graph"},
     {"module", "tensor"},
     {"function", "device", "_devices", "cpu"},
