@@ -421,7 +421,7 @@ def test_threads_may_share_an_inner_loop(m, threads):
 
 
 def test_large_activations_are_split_by_rows():
-    wide = schedule(gemm(4096, 64, 256), host(2))
+    wide = schedule(gemm(4096, 256, 256), host(2))
     assert wide.parallel == ("m",)
     tall = schedule(gemm(14, 4096, 256), host(2))
     assert tall.parallel[0] == "n"
