@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from packhorse.dtype import dlpack_code
-from packhorse.module import EmbeddedModule
+from packhorse.module import AddressModule, EmbeddedModule
 from packhorse.module_blob import Opaque
 
 DATA = Path(__file__).resolve().parent / "data" / "tvm"
+F32 = np.dtype(np.float32)
 VOID, VM = 1 << 54, (1 << 54) + 1
 
 
@@ -140,3 +143,68 @@ def embedded(executable: bytes) -> EmbeddedModule:
 
 def module(assembler: Assembler) -> EmbeddedModule:
     return embedded(assembler.bytes())
+
+
+def tensor(
+    made: Assembler,
+    row: Row,
+    dst: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any] = F32,
+    storage: int | None = None,
+    nbytes: int | None = None,
+    offset: int = 0,
+) -> None:
+    """Code for alloc_storage and alloc_tensor."""
+    size = int(np.prod(shape)) * dtype.itemsize if nbytes is None else nbytes
+    scope, u8 = made.const("global"), made.const(np.dtype(np.uint8))
+    if storage is None:
+        storage = dst
+        made.call(row, "alloc_storage", reg(VM), made.const((size,)), imm(0), u8, scope, dst=dst)
+    types = made.const(shape), made.const(dtype)
+    made.call(row, "alloc_tensor", reg(storage), imm(offset), *types, dst=dst)
+
+
+# ---------------------------------------------------------------- kernels at addresses
+
+
+class _Tensor(ctypes.Structure):
+    """DLTensor of float32."""
+
+    _fields_ = [
+        *(("data", ctypes.c_void_p), ("device", ctypes.c_int32 * 2), ("ndim", ctypes.c_int32)),
+        *(("dtype", ctypes.c_uint8 * 4), ("shape", ctypes.POINTER(ctypes.c_int64))),
+    ]
+
+
+_PACKED = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    *(ctypes.POINTER(ctypes.POINTER(_Tensor)), ctypes.c_void_p, ctypes.c_int),
+    *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+)
+
+
+def kernel(function: Callable[..., object]) -> tuple[int, object]:
+    """Address of a packed function of the legacy ABI over float32 arrays, and its owner."""
+
+    def packed(args: Any, codes: int, count: int, *rest: int) -> int:
+        arrays = []
+        for i in range(count):
+            tensor = args[i].contents
+            shape = tuple(tensor.shape[d] for d in range(tensor.ndim))
+            assert tensor.data % 128 == 0
+            raw = (ctypes.c_float * int(np.prod(shape))).from_address(tensor.data)
+            arrays.append(np.frombuffer(raw, np.float32).reshape(shape))
+        function(*arrays)
+        return 0
+
+    made = _PACKED(packed)
+    return ctypes.cast(made, ctypes.c_void_p).value or 0, made
+
+
+def with_kernels(assembler: Assembler, **functions: Callable[..., object]) -> EmbeddedModule:
+    """The executable importing a module with these as ``test.<name>``."""
+    made = {f"test.{name}": kernel(function) for name, function in functions.items()}
+    addresses = {name: address for name, (address, _) in made.items()}
+    library = AddressModule(addresses, keepalive=made)
+    return EmbeddedModule("relax.VMExecutable", Opaque(assembler.bytes()), [library])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from relax_kit import VM, Assembler, embedded, func, imm, module, reg
+from relax_kit import VM, Assembler, embedded, func, imm, module, reg, tensor
 from test_relax_file import FLIPS, LONG, PATCHES, QUICK, mutate
 
 from packhorse.errors import (
@@ -73,17 +73,6 @@ def run(made, *inputs, replayed=True):
         np.testing.assert_array_equal(a, b)
     assert ("interpreted" not in executable.report()[0]) is replayed
     return first
-
-
-def tensor(made, row, dst, shape, dtype=F32, storage=None, nbytes=None, offset=0):
-    """Code for alloc_storage and alloc_tensor."""
-    size = int(np.prod(shape)) * dtype.itemsize if nbytes is None else nbytes
-    scope, u8 = made.const("global"), made.const(np.dtype(np.uint8))
-    if storage is None:
-        storage = dst
-        made.call(row, "alloc_storage", reg(VM), made.const((size,)), imm(0), u8, scope, dst=dst)
-    shape, dtype = made.const(shape), made.const(dtype)
-    made.call(row, "alloc_tensor", reg(storage), imm(offset), shape, dtype, dst=dst)
 
 
 X = np.arange(4, dtype=np.float32)

@@ -13,50 +13,45 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeAlias
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
-    ArtifactError,
     DeviceClosed,
     FunctionNotFound,
     did_you_mean,
 )
-from packhorse.function import PackedFunction, get_global_func
 from packhorse.graph.ir import TensorType
 from packhorse.graph.relax_arguments import (
     Bound,
     bind,
     constant_view,
     describe,
+    fits,
     order,
     values,
 )
-from packhorse.graph.relax_builtins import BUILTINS
-from packhorse.graph.relax_file import FunctionKind, RelaxFile, parse_relax
+from packhorse.graph.relax_file import FunctionKind
+from packhorse.graph.relax_fold import fold
 from packhorse.graph.relax_machine import Machine, refused_mode
+from packhorse.graph.relax_module import disassemble, global_callee, loaded, own_functions
 from packhorse.graph.relax_plan import Replay, as_output, run_native
 from packhorse.graph.relax_signature import Parameter, output_count, signature
 from packhorse.graph.relax_text import as_text
-from packhorse.graph.relax_values import Callee, View, leaves
+from packhorse.graph.relax_values import Buffer, Callee, Trace, View, leaves
 from packhorse.module_base import Module
-from packhorse.module_blob import Opaque
 
 __all__ = ["RelaxExecutable", "disassemble", "load_relax"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Inputs: TypeAlias = Mapping[str, Any] | Sequence[Any]
 
-KIND = "relax.VMExecutable"
-"""TVM's name of modules that hold an executable."""
 _CACHE = 16  # plans kept per executable, the least recently used one goes first
 
 
@@ -68,6 +63,13 @@ class _Entry:
     parameters: list[Parameter]
     params: dict[str, View] = field(default_factory=dict)
     plans: OrderedDict[Any, Replay | str] = field(default_factory=OrderedDict)
+    last: Replay | None = None
+    last_key: tuple[Any, ...] = ()
+
+    def forget(self) -> None:
+        """Drop the plans."""
+        self.plans.clear()
+        self.last = None
 
 
 class RelaxExecutable:
@@ -98,11 +100,12 @@ class RelaxExecutable:
     def __init__(
         self, module: Module, params: Mapping[str, Any] | None = None, *, threads: int = 0
     ) -> None:
-        self._file, self._constants = _loaded(module)
+        self._file, self._constants = loaded(module)
         libraries = [m.name for m in module.imports if m.kind == "library"]
         self.name = libraries[0] if libraries else module.name
         self._threads, self._lock, self._closed = threads, threading.Lock(), False
-        self._callees = _own_functions(module, self._file)
+        self._folded: dict[Any, Buffer] = {}
+        self._callees = own_functions(module, self._file)
         self._entries = {
             row.name: _Entry(i, signature(self._file, i))
             for i, row in enumerate(self._file.functions)
@@ -150,7 +153,8 @@ class RelaxExecutable:
     def memory_bytes(self) -> int:
         """Bytes of work memory its plans hold, constants left out."""
         plans = [plan for entry in self._entries.values() for plan in entry.plans.values()]
-        return sum(plan.memory_bytes for plan in plans if isinstance(plan, Replay))
+        folded = sum(buffer.size for buffer in self._folded.values())
+        return folded + sum(plan.memory_bytes for plan in plans if isinstance(plan, Replay))
 
     def as_text(self) -> str:
         """The bytecode in the form of TVM's own listing."""
@@ -198,7 +202,8 @@ class RelaxExecutable:
         views = [constant_view(array) for array in bound.arrays]
         with self._lock:
             entry.params.update(zip(params, views, strict=True))
-            entry.plans.clear()
+            self._folded.clear()
+            entry.forget()
 
     def run(self, inputs: Inputs = (), function: str = "main") -> list[Array]:
         """Run a function.
@@ -230,16 +235,19 @@ class RelaxExecutable:
         PackhorseError
             A kernel failed.
         """
-        entry = self._entry(function)
+        entry = self._entries.get(function) or self._entry(function)
         with self._lock:
             if self._closed:
                 raise DeviceClosed("this Relax executable is closed; load the library again")
+            if entry.last is not None and fits(entry.last_key, inputs):
+                return entry.last.run(inputs)  # type: ignore[arg-type]
             open_rows = [p for p in entry.parameters if p.name not in entry.params]
             bound = bind(open_rows, order(open_rows, inputs))
             key = bound.key
             plan = entry.plans.get(key)
             if isinstance(plan, Replay):
                 entry.plans.move_to_end(key)
+                entry.last, entry.last_key = plan, key
                 return plan.run(bound.arrays)
             return self._interpret(entry, bound)
 
@@ -253,16 +261,30 @@ class RelaxExecutable:
         machine.trace.result = leaves(machine.run(entry.number, args))
         outputs = [as_output(leaf) for leaf in machine.trace.result]
         dynamic = machine.trace.dynamic
-        entry.plans[bound.key] = dynamic or Replay(machine.trace, self._threads)
+        entry.plans[bound.key] = dynamic or self._replay(machine.trace, bound.arrays)
         if len(entry.plans) > _CACHE:
             entry.plans.popitem(last=False)
+            entry.last = None  # it may be the one
         return outputs
+
+    def _replay(self, trace: Trace, arrays: Sequence[Array]) -> Replay:
+        """The plan of a trace; calls that read constants alone are left out where that is safe."""
+        folded = fold(trace, partial(run_native, threads=self._threads), self._folded)
+        if folded is not None:
+            plan = Replay(folded.trace, self._threads)
+            plan.run(arrays)
+            if not folded.restore():
+                return plan
+        return Replay(trace, self._threads)
 
     def __call__(self, *args: Any, **inputs: Any) -> Array | tuple[Array, ...]:
         """Run ``main``: positional and named inputs; one output as an array, more as a tuple.
 
         Raises as :meth:`run`.
         """
+        if not inputs:
+            outputs = self.run(list(args))
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
         rows = self.signature()
         if len(args) > len(rows):
             raise ArgumentValueError(
@@ -292,18 +314,7 @@ class RelaxExecutable:
     def _resolve(self, name: str) -> Callee:
         """The library's own function first, then a global one, as TVM looks them up."""
         if name not in self._callees:
-            function = get_global_func(name, allow_missing=True)
-            if function is None:
-                hint = (
-                    "packhorse does not have this function of TVM's VM"
-                    if name.startswith("vm.builtin.")
-                    else "register it with packhorse.register_func"
-                )
-                raise FunctionNotFound(
-                    f"the Relax executable of '{self.name}' calls '{name}', which is neither in "
-                    f"the library nor a global function; {hint}"
-                )
-            self._callees[name] = _callee(name, function)
+            self._callees[name] = global_callee(name, self.name)
         return self._callees[name]
 
     # ------------------------------------------------------------ end of life
@@ -312,9 +323,9 @@ class RelaxExecutable:
         """Free its memory; waits for a run in progress. Closing twice is fine."""
         with self._lock:
             self._closed = True
-            self._callees = {}
+            self._callees, self._folded = {}, {}
             for entry in self._entries.values():
-                entry.plans.clear()
+                entry.forget()
                 entry.params.clear()
 
     def __enter__(self) -> Self:
@@ -338,60 +349,3 @@ def load_relax(
 ) -> RelaxExecutable:
     """The Relax executable of a loaded library; parameters and errors as its class."""
     return RelaxExecutable(module, params, threads=threads)
-
-
-def disassemble(module: Module) -> str:
-    """The bytecode in the form of TVM's own listing; also of what cannot be run here.
-
-    Raises
-    ------
-    ArtifactError
-        The module holds no Relax executable, or a damaged one.
-    """
-    return as_text(_loaded(module)[0])
-
-
-def _own_functions(module: Module, file: RelaxFile) -> dict[str, Callee]:
-    """The packed functions that the library itself has, which then need the module no longer."""
-    found = {}
-    for row in file.functions:
-        if row.kind is FunctionKind.PACKED and row.name not in BUILTINS:
-            with suppress(FunctionNotFound):
-                found[row.name] = _callee(row.name, module.get_function(row.name, True))
-    return found
-
-
-def _callee(name: str, function: PackedFunction) -> Callee:
-    return Callee(name, function, function.address, getattr(function, "abi", "ffi"))
-
-
-_files: WeakKeyDictionary[Any, tuple[RelaxFile, list[Any]]] = WeakKeyDictionary()
-_files_lock = threading.Lock()
-
-
-def _loaded(module: Module) -> tuple[RelaxFile, list[Any]]:
-    """The parsed executable of a module and its constants, made once per module."""
-    with _files_lock:
-        if module not in _files:
-            file = parse_relax(_bytes(module))
-            constants = [
-                constant_view(c) if isinstance(c, np.ndarray) else c for c in file.constants
-            ]
-            _files[module] = file, constants
-        return _files[module]
-
-
-def _bytes(module: Module) -> bytes:
-    """The executable of a module, or of one that it imports."""
-    waiting, kinds = [module], []
-    while waiting:
-        found = waiting.pop()
-        payload = getattr(found, "payload", None)
-        if found.kind == KIND and isinstance(payload, Opaque):
-            return payload.data
-        kinds.append(found.kind)
-        waiting += found.imports
-    raise ArtifactError(
-        f"'{module.name}' holds no Relax executable, but {', '.join(kinds)}; load a library that "
-        "TVM 0.22 to 0.27 compiled from a Relax module"
-    )

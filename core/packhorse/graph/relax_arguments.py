@@ -11,10 +11,10 @@ import numpy as np
 from packhorse.dtype import dtype_name
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, did_you_mean
 from packhorse.graph.relax_signature import Parameter
-from packhorse.graph.relax_values import FFI_ALIGNMENT, Buffer, Source, View
-from packhorse.native.memory import address_of, aligned_array
+from packhorse.graph.relax_values import Buffer, Source, View
+from packhorse.native.memory import ALIGNMENT, address_of, aligned_array
 
-__all__ = ["Bound", "bind", "constant_view", "describe", "order", "values"]
+__all__ = ["Bound", "bind", "constant_view", "describe", "fits", "order", "values"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 _ndarray = np.ndarray
@@ -62,6 +62,20 @@ def bind(parameters: Sequence[Parameter], given: Sequence[Any]) -> Bound:
         else:
             parts.append(_part(parameter.name, parameter.kind, value, arrays))
     return bound
+
+
+def fits(key: tuple[Any, ...], inputs: Any) -> bool:
+    """Whether inputs are a list of contiguous arrays of exactly this key: the quick way in."""
+    if type(inputs) is not list or len(inputs) != len(key):
+        return False
+    for array, part in zip(inputs, key, strict=True):
+        if (
+            type(array) is not _ndarray
+            or (array.dtype, array.shape) != part
+            or not array.flags.c_contiguous
+        ):
+            return False
+    return True
 
 
 def order(parameters: Sequence[Parameter], inputs: Any) -> Sequence[Any]:
@@ -202,7 +216,7 @@ def constant_view(array: Array) -> View:
 
 
 def _bytes(array: Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    if address_of(array) % FFI_ALIGNMENT:
+    if address_of(array) % ALIGNMENT:
         aligned = aligned_array(array.shape, array.dtype)
         np.copyto(aligned, array)
         array = aligned

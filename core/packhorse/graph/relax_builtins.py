@@ -274,7 +274,7 @@ def _reshape(machine: MachineLike, value: Any, shape: Any) -> View:
             f"a tensor of shape {view.shape} cannot be reshaped to {wanted}: the model does not "
             "fit the shapes of its inputs"
         )
-    return View(view.buffer, view.offset, wanted, view.dtype)
+    return View(view.buffer, view.offset, wanted, view.dtype, view.root)
 
 
 def _to_device(

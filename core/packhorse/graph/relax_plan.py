@@ -74,7 +74,7 @@ class Replay:
         self._calls = self._bind(threads)
         self._in = [(b, b.number, _carrier(d), self._pointers[b]) for b, d in inputs.items()]
         self._new = [
-            (b, len(b.memory) + ALIGNMENT, leaf.dtype, leaf.shape, self._pointers[b])
+            (b, b.size + ALIGNMENT, leaf.dtype, leaf.shape, self._pointers[b])
             for b, leaf in fresh.items()
         ]
         where = {id(leaf): k for k, leaf in enumerate(fresh.values())}
@@ -137,7 +137,7 @@ class Replay:
         for buffer, number, carrier, pointers in self._in:
             array = arrays[number]
             data = int(_cast(_UINTPTR, _from_buffer(array.view(carrier) if carrier else array)))
-            if data & self._mask:
+            if data & self._mask and pointers:
                 array = self._realign(number, array)
                 data = address_of(array)
             for pointer, offset in pointers:
@@ -205,9 +205,7 @@ def _fresh(trace: Trace) -> dict[Buffer, View]:
     return {
         buffer: views[0]
         for buffer, views in shared.items()
-        if len(views) == 1
-        and views[0].offset == 0
-        and len(buffer.memory) <= views[0].nbytes + _ROUNDING
+        if len(views) == 1 and views[0].offset == 0 and buffer.size <= views[0].nbytes + _ROUNDING
     }
 
 
@@ -220,11 +218,11 @@ def _place(trace: Trace, fresh: Set[Buffer]) -> Bytes:
     for i, view in uses:
         if view.buffer.source is Source.PLANNED and view.buffer not in fresh:
             spans[view.buffer] = spans.get(view.buffer, (i, i))[0], i
-    sizes = [(len(buffer.memory), *span) for buffer, span in spans.items()]
+    sizes = [(buffer.size, *span) for buffer, span in spans.items()]
     offsets, total = pack(sizes)
     arena = aligned_empty(total)
     for buffer, offset in zip(spans, offsets, strict=True):
-        buffer.memory = arena[offset : offset + len(buffer.memory)]
+        buffer.memory = arena[offset : offset + buffer.size]
     return arena
 
 

@@ -47,21 +47,34 @@ class Source(Enum):
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """A stretch of memory. ``number`` counts the inputs."""
+    """A stretch of memory of ``size`` bytes. ``number`` counts the inputs."""
 
     memory: Bytes
     source: Source
     number: int = -1
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.memory)  # a replay lends other memory
 
 
 @dataclass(eq=False, slots=True)
 class View:
-    """A contiguous tensor of that shape and dtype at an offset in a buffer."""
+    """A contiguous tensor of that shape and dtype at an offset in a buffer.
+
+    ``base`` is the tensor it is a reshaped view of: a buffer may hold several tensors in turn.
+    """
 
     buffer: Buffer
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    base: View | None = None
+
+    @property
+    def root(self) -> View:
+        """The tensor as it was allocated, the same for all views of its elements."""
+        return self.base or self
 
     @property
     def nbytes(self) -> int:
