@@ -1,9 +1,13 @@
 """Single-file libraries: graph, weights and code in one module."""
 
+import contextlib
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import packhorse as ph
 from packhorse.errors import (
@@ -15,13 +19,20 @@ from packhorse.errors import (
     FunctionNotFound,
 )
 from packhorse.graph.executor import GraphExecutor
-from packhorse.graph.factory import GraphFactory, create_factory, find_factory, load_factory
+from packhorse.graph.factory import (
+    GraphFactory,
+    create_factory,
+    find_factory,
+    from_payload,
+    load_factory,
+)
 from packhorse.graph.graph_json import program_to_json
-from packhorse.graph.params import load_params
+from packhorse.graph.params import load_params, save_params
 from packhorse.graph.program import Entry, Program, Step
 from packhorse.graph.runtime import GraphModule
 from packhorse.graph.runtime_debug import DebugModule
 from packhorse.module import PythonModule, load_module
+from packhorse.module_blob import read_legacy_blob
 
 DATA = Path(__file__).parent / "data" / "tvm"
 CONVNET = DATA / "convnet"
@@ -157,6 +168,76 @@ def test_load_factory_gives_an_executor_without_state(threads, data, expected):
             assert list(executor.input_info()) == ["data"]
             for found, array in zip(executor.run([data]), expected, strict=True):
                 assert np.array_equal(found, array)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["convnet", "convnet_c"])
+def test_single_file_libraries_give_the_bits_tvm_gave(name, threads):
+    folder = DATA / name
+    library = load_module(folder / "deploy_factory.so")
+    data = np.load(folder / "in_data.npy")
+    module = find_factory(library)["default"](f"cpu?threads={threads}")
+    module.run(data=data)
+    outputs = load_factory(library, threads=threads).run({"data": data})
+    for i, found in enumerate(outputs):
+        expected = np.load(folder / f"out_{i}.npy")
+        assert np.array_equal(found, expected)
+        assert np.array_equal(module.get_output(i).numpy(), expected)
+
+
+def text(word: str) -> bytes:
+    return struct.pack("<Q", len(word)) + word.encode()
+
+
+def blob() -> bytes:
+    """What a single-file library holds besides code, small enough that damage hits structure."""
+    names, arrays = ["w"], save_params({"w": TWO})[-(32 + 16 + 8) :]
+    payload = text(program_to_json(PROGRAM)) + struct.pack("<Q", 1)
+    payload += struct.pack("<Q", len(names)) + text("w") + arrays + text("net")
+    tree = struct.pack("<4Q", 3, 0, 1, 1) + struct.pack("<2Q", 1, 1)
+    entries = text("GraphExecutorFactory") + payload + text("_lib") + text("_import_tree") + tree
+    content = struct.pack("<Q", 3) + entries
+    return struct.pack("<Q", len(content)) + content
+
+
+def unpack(raw: bytes) -> GraphFactory:
+    tree = read_legacy_blob(raw)
+    node = tree.nodes[0]
+    return from_payload(node.kind, node.payload, [PythonModule({"mul": double})])
+
+
+def test_the_factory_within_a_blob():
+    module = unpack(blob())["net"](1, 0)
+    module.run(x=TWO)
+    assert np.array_equal(module.get_output(0).numpy(), TWO * 2)
+    with pytest.raises(ArtifactError, match="of kind 'x' should hold a graph with weights"):
+        from_payload("x", None, [])
+
+
+def _fuzz(data: st.DataObject) -> None:
+    raw = bytearray(blob())
+    if data.draw(st.booleans()):
+        del raw[data.draw(st.integers(0, len(raw))) :]
+    for _ in range(data.draw(st.integers(0, 4))):
+        if raw:
+            raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with contextlib.suppress(ArtifactError):
+        factory = unpack(bytes(raw))
+        factory.weights()
+        factory.program()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damage_gives_artifact_errors_only(data):
+    _fuzz(data)
+
+
+@pytest.mark.fuzz
+@settings(max_examples=100_000, deadline=None)
+@given(st.data())
+def test_damage_long(data):
+    _fuzz(data)
 
 
 def test_modules_without_a_graph():

@@ -30,10 +30,11 @@ from packhorse.module import PythonModule, load_module
 from packhorse.native import aligned_empty
 
 DATA = Path(__file__).parent / "data" / "tvm"
-CONVNETS = ("convnet",)
+CONVNETS = ("convnet", "convnet_c")
 
 SOURCE = r"""
 #include <stdint.h>
+void *__tvm_module_ctx; /* shows which ABI this is */
 typedef struct { void *data; int32_t device[2]; int32_t ndim; uint8_t code, bits; uint16_t lanes;
                  int64_t *shape; int64_t *strides; uint64_t offset; } T;
 #define F(name) int name(T **a, int *codes, int n, void *ret, int *rcode, void *resource)
@@ -513,6 +514,54 @@ def test_a_failing_step_is_named_and_does_not_stick(kernels):
     for _ in range(2):
         with pytest.raises(PackhorseError, match="broken"):
             module.run(x=X)
+
+
+FFI = r"""
+#include <stdint.h>
+typedef struct { float *data; int32_t device[2]; int32_t ndim; uint8_t code, bits; uint16_t lanes;
+                 int64_t *shape; int64_t *strides; uint64_t offset; } T;
+typedef struct { int32_t type; uint32_t pad; T *tensor; } Any;
+int __tvm_ffi_inc(void *self, const Any *args, int32_t n, Any *result)
+{ if (n != 2 || args[0].type != 7 || args[1].type != 7) return -1;
+  for (int i = 0; i < 6; i++) args[1].tensor->data[i] = args[0].tensor->data[i] + 1;
+  return 0; }
+int __tvm_ffi_twice(void *self, const Any *args, int32_t n, Any *result)
+{ for (int i = 0; i < 6; i++) args[1].tensor->data[i] = args[0].tensor->data[i] * 2; return 0; }
+int __tvm_ffi_code(void *self, const Any *args, int32_t n, Any *result)
+{ *(int64_t *)args[1].tensor->data = args[0].tensor->code; return 0; }
+"""
+
+
+def test_functions_of_the_newer_abi_are_called_by_it(folder):
+    library = load_module(compile_c(FFI, folder / "ffi.so", "-w"))
+    module = graph(CHAIN, library)
+    module.run(x=X)
+    assert np.array_equal(module.get_output(0).numpy(), (X + 1) * 2)
+    mine = aligned(X * 3)
+    module.set_input_zero_copy(0, mine)
+    module.run()
+    assert np.array_equal(module.get_output(0).numpy(), (X * 3 + 1) * 2)
+    places = (Entry("x", (4,), "bool", 0), Entry("y", (1,), "int64", 1))
+    steps = (Step("code", (0,), (1,), "code"),)
+    module = graph(Program("", places, (0,), (), steps, (1,), ("y",), STRICT), library)
+    module.run(x=np.ones(4, bool))
+    assert module.get_output(0).numpy()[0] == 6  # bool is a type of its own there
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("shape", 3, [2, 9]), r"'tvmgen_default_fused_nn.*_relu' does not fit.* 5 dimensions"),
+        (("dltype", 1, "int32"), "does not fit its function.* float32.*compiled with this graph"),
+    ],
+)
+def test_graphs_of_another_library_are_refused(change, message):
+    """Compiled code would read beyond the tensors."""
+    document = json.loads((DATA / "convnet" / "deploy.json").read_text())
+    key, number, value = change
+    document["attrs"][key][1][number] = value
+    with pytest.raises(ArtifactError, match=message):
+        create(json.dumps(document), load_module(DATA / "convnet" / "deploy.so"), "cpu")
 
 
 def test_python_functions_run_as_steps():

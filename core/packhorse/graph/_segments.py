@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from packhorse.errors import ArtifactError, FunctionNotFound, did_you_mean
+from packhorse.errors import ArgumentError, ArtifactError, FunctionNotFound, did_you_mean
 from packhorse.graph._storage import Array, Placement, address, entry_dtype, view
 from packhorse.graph.program import NOP, Program, Step
 from packhorse.native.plan import Plan, Slot
+from packhorse.native.runtime import Abi
 
 __all__ = [
     "HOST_PREFIX",
@@ -81,19 +83,22 @@ class Tensors:
         self._pointers: dict[int, list[Any]] = {}
         self._slots = [self._slot(i, e.shape) for i, e in enumerate(program.entries)]
 
-    def _slot(self, number: int, shape: tuple[int, ...]) -> Slot:
+    def _slot(self, number: int, shape: tuple[int, ...], abi: Abi = "legacy") -> Slot:
         entry = self.program.entries[number]
-        slot = Slot(shape, entry_dtype(entry).name, self._addresses.get(entry.storage, 0))
+        place = self._addresses.get(entry.storage, 0)
+        slot = Slot(shape, entry_dtype(entry).name, place, abi=abi)
         self._pointers.setdefault(entry.storage, []).append(slot.pointer)
         return slot
 
-    def arguments(self, step: Step) -> list[Slot]:
+    def arguments(self, step: Step, abi: Abi = "legacy") -> list[Slot]:
         """The Slots a step is called with."""
-        numbers = (*step.inputs, *step.outputs)
-        if not _flattened(step):
+        numbers, flat = (*step.inputs, *step.outputs), _flattened(step)
+        if not flat and abi == "legacy":
             return [self._slots[i] for i in numbers]
-        entries = self.program.entries
-        return [self._slot(i, (int(np.prod(entries[i].shape, dtype=np.int64)),)) for i in numbers]
+        shapes = [self.program.entries[i].shape for i in numbers]
+        if flat:
+            shapes = [(math.prod(shape),) for shape in shapes]
+        return [self._slot(i, shape, abi) for i, shape in zip(numbers, shapes, strict=True)]
 
     def pointers(self, number: int) -> tuple[Any, ...]:
         """Every DLTensor in the storage of an entry: what a run sets ``data`` of."""
@@ -126,6 +131,13 @@ class Tensors:
         return found.reshape(-1) if flat else found
 
 
+class _Code(NamedTuple):
+    """Where a compiled function is, and how it is called."""
+
+    address: int
+    abi: Abi
+
+
 class Segment:
     """A stretch of steps that runs in one go. ``run`` is set by the subclasses: it is hot."""
 
@@ -143,9 +155,9 @@ class Segment:
 class NativeSegment(Segment):
     """Compiled steps: one native call, the GIL released."""
 
-    def __init__(self, bound: Sequence[tuple[Step, int]], tensors: Tensors, threads: int) -> None:
+    def __init__(self, bound: Sequence[tuple[Step, _Code]], tensors: Tensors, threads: int) -> None:
         super().__init__([step for step, _ in bound])
-        calls = [(function, tensors.arguments(step)) for step, function in bound]
+        calls = [(at, tensors.arguments(step, abi), abi) for step, (at, abi) in bound]
         self._plan, self._threads = Plan(calls, [step.name for step in self.steps]), threads
         self.run = partial(self._plan.run, threads)
 
@@ -197,9 +209,9 @@ def segments(
     """
     found: list[Segment] = []
     resolved = list(_resolve(steps, tensors.program, module, host))
-    for native, group in groupby(resolved, key=lambda pair: isinstance(pair[1], int)):
+    for native, group in groupby(resolved, key=lambda pair: isinstance(pair[1], _Code)):
         if native:
-            bound = [(step, target) for step, target in group if isinstance(target, int)]
+            bound = [(step, target) for step, target in group if isinstance(target, _Code)]
             found.append(NativeSegment(bound, tensors, threads))
         else:
             found += [HostSegment(s, target, tensors) for s, target in group if callable(target)]
@@ -208,26 +220,57 @@ def segments(
 
 def _resolve(
     steps: Sequence[Step], program: Program, module: ModuleLike | None, host: HostRunner | None
-) -> Iterator[tuple[Step, int | HostRunner]]:
+) -> Iterator[tuple[Step, _Code | HostRunner]]:
     """Each step with its address, or with the Python function that runs it."""
-    known: dict[str, int | HostRunner] = {}
+    known: dict[str, tuple[_Code | HostRunner, Any]] = {}
     for step in steps:
         if step.function == NOP:
             _check_nop(step, program)
             continue
         if step.function not in known:
             known[step.function] = _target(step, module, host)
-        yield step, known[step.function]
+        target, signature = known[step.function]
+        if signature is not None:
+            _check_signature(signature, step, program)
+        yield step, target
 
 
-def _target(step: Step, module: ModuleLike | None, host: HostRunner | None) -> int | HostRunner:
+def _target(
+    step: Step, module: ModuleLike | None, host: HostRunner | None
+) -> tuple[_Code | HostRunner, Any]:
+    """What runs a step, and what the library says it takes (None: nothing)."""
     if step.function == COPY:
-        return _copy
+        return _copy, None
     if step.function.startswith(HOST_PREFIX) and host is not None:
-        return host
+        return host, None
     function = _look_up(step, module)
     native = getattr(function, "address", None)
-    return native if isinstance(native, int) else partial(_call_packed, function)
+    if not isinstance(native, int):
+        return partial(_call_packed, function), None
+    code = _Code(native, getattr(function, "abi", "legacy"))
+    return code, getattr(function, "signature", None)
+
+
+class _Described(NamedTuple):
+    """A tensor as far as a signature looks at it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def _check_signature(signature: Any, step: Step, program: Program) -> None:
+    """A graph of another library would have compiled code read beyond its tensors."""
+    entries = [program.entries[i] for i in (*step.inputs, *step.outputs)]
+    flat = _flattened(step)
+    shapes = [(math.prod(e.shape),) if flat else e.shape for e in entries]
+    args = [_Described(s, entry_dtype(e)) for s, e in zip(shapes, entries, strict=True)]
+    try:
+        signature.check(args, f"function '{step.function}'")
+    except ArgumentError as error:
+        raise ArtifactError(
+            f"step '{step.name}' does not fit its function: {error}. Was this library compiled "
+            "with this graph?"
+        ) from error
 
 
 def _look_up(step: Step, module: ModuleLike | None) -> Any:

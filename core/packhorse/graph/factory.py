@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from packhorse.errors import ArgumentTypeError, ArgumentValueError
+from packhorse.errors import ArgumentTypeError, ArgumentValueError, ArtifactError
 from packhorse.function import PackedFunction, add_value_type
 from packhorse.graph._arguments import host_array
 from packhorse.graph._storage import ALIGNMENT, Array
@@ -27,10 +27,11 @@ from packhorse.graph.runtime import GraphModule, Method
 from packhorse.graph.runtime_debug import DebugModule
 from packhorse.graph.runtime_functions import build, create_cuda_graph, host_runner
 from packhorse.module import Module
+from packhorse.module_blob import Factory
 from packhorse.native.memory import address_of, aligned_array
 from packhorse.tensor import Tensor
 
-__all__ = ["GraphFactory", "create_factory", "find_factory", "load_factory"]
+__all__ = ["GraphFactory", "create_factory", "find_factory", "from_payload", "load_factory"]
 
 G = TypeVar("G", bound=GraphModule)
 
@@ -49,6 +50,8 @@ class GraphFactory(Module):
     imports : sequence of Module
         The library first.
     """
+
+    kind = "GraphExecutorFactory"
 
     def __init__(
         self,
@@ -138,6 +141,9 @@ class GraphFactory(Module):
     def _names(self) -> list[str]:
         return list(self._makers)
 
+    def _entry_name(self) -> str | None:
+        return self.name
+
     def _look_up(self, name: str, query_imports: bool) -> PackedFunction | None:
         self._require_open()
         maker = self._makers.get(name)
@@ -150,6 +156,22 @@ class GraphFactory(Module):
 
 
 add_value_type(GraphFactory)
+
+
+def from_payload(kind: str, payload: Any, imports: Sequence[Module]) -> GraphFactory:
+    """What :func:`packhorse.module.load_module` makes of ``GraphExecutorFactory`` in a library.
+
+    Raises
+    ------
+    ArtifactError
+        The payload is that of another kind.
+    """
+    if not isinstance(payload, Factory):
+        raise ArtifactError(
+            f"a module of kind '{kind:.60}' should hold a graph with weights, found "
+            f"{type(payload).__name__}; build the library again"
+        )
+    return GraphFactory(payload.graph_json, payload.params, payload.module_name, imports)
 
 
 def create_factory(
@@ -215,6 +237,8 @@ def find_factory(module: Any) -> GraphFactory | None:
     """The module itself or the first of its imports, depth first, that is a graph factory."""
     if isinstance(module, GraphFactory):
         return module
+    if isinstance(getattr(module, "payload", None), Factory):
+        return from_payload(module.kind, module.payload, module.imports)
     return next((f for m in getattr(module, "imports", ()) if (f := find_factory(m))), None)
 
 

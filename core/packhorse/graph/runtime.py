@@ -82,6 +82,7 @@ class GraphModule(Module):
     parallel. Steps marked ``once`` run every time, as in every other runtime of graph JSON.
     """
 
+    kind = "GraphExecutor"
     METHODS: tuple[str, ...] = (
         *("set_input", "set_input_zero_copy", "set_output_zero_copy"),
         *("get_input", "get_output", "get_num_inputs", "get_num_outputs"),

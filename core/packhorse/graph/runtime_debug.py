@@ -56,6 +56,7 @@ class DebugModule(GraphModule):
     Runs as a whole cost the same as those of :class:`GraphModule`.
     """
 
+    kind = "GraphExecutorDebug"
     METHODS = (
         *GraphModule.METHODS,
         *("debug_get_output", "execute_node", "get_node_output", "get_output_by_layer"),
