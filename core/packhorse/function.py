@@ -248,6 +248,7 @@ class _Lazy:
 
 
 _CONTRIB = "packhorse.function_contrib"
+_GRAPH = "packhorse.graph.runtime_functions"
 _BUILT_IN = {
     **{
         f"tvm.contrib.{name}": f"{_CONTRIB}:{name.rpartition('.')[2]}"
@@ -258,8 +259,16 @@ _BUILT_IN = {
         )
     },
     "__tvm_set_device": f"{_CONTRIB}:set_device",
+    **dict.fromkeys(("tvm.graph_executor.create", "tvm.graph_runtime.create"), f"{_GRAPH}:create"),
+    **dict.fromkeys(
+        ("tvm.graph_executor_debug.create", "tvm.graph_runtime_debug.create"),
+        f"{_GRAPH}:create_debug",
+    ),
+    "tvm.graph_executor_cuda_graph.create": f"{_GRAPH}:create_cuda_graph",
+    "tvm.graph_executor_factory.create": "packhorse.graph.factory:create_factory",
 }
-"""Global functions that compiled code expects of its runtime, and where they are written."""
+"""Global functions that compiled code and TVM's users expect of the runtime, and where they are
+written: strings, because some lie in layers above this one."""
 
 _registry: dict[str, PackedFunction] = {
     name: PackedFunction(_Lazy(place), name) for name, place in _BUILT_IN.items()

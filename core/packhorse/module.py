@@ -222,7 +222,9 @@ add_value_type(EmbeddedModule)
 ModuleMaker: TypeAlias = Callable[[str, Payload, Sequence[Module]], Module]
 """``make(kind, payload, imports)``: the module of something found in a library."""
 
-_makers: dict[str, ModuleMaker | str] = {}
+_makers: dict[str, ModuleMaker | str] = dict.fromkeys(
+    ("GraphExecutorFactory", "GraphRuntimeFactory"), "packhorse.graph.factory:from_payload"
+)
 """By kind; a str names "module:function", imported when a library holds such a module."""
 
 
