@@ -176,13 +176,24 @@ def test_single_file_libraries_give_the_bits_tvm_gave(name, threads):
     folder = DATA / name
     library = load_module(folder / "deploy_factory.so")
     data = np.load(folder / "in_data.npy")
-    module = find_factory(library)["default"](f"cpu?threads={threads}")
+    assert type(library) is GraphFactory
+    module = library["default"](ph.device(f"cpu?threads={threads}"))
     module.run(data=data)
     outputs = load_factory(library, threads=threads).run({"data": data})
     for i, found in enumerate(outputs):
         expected = np.load(folder / f"out_{i}.npy")
         assert np.array_equal(found, expected)
         assert np.array_equal(module.get_output(i).numpy(), expected)
+
+
+def test_a_factory_is_called_by_its_entry_and_made_by_name(data, expected):
+    made = ph.get_global_func("tvm.graph_executor_factory.create")(
+        (CONVNET / "deploy.json").read_text(), load_module(CONVNET / "deploy.so"), "net"
+    )
+    assert made.functions[-1] == "net"
+    module = load_module(CONVNET / "deploy_factory.so")("cpu")
+    module.run(data=data)
+    assert np.array_equal(module.get_output(0).numpy(), expected[0])
 
 
 def text(word: str) -> bytes:

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -737,6 +739,39 @@ def test_devices_that_cannot_be(kernels, where, error, message):
 def test_what_is_not_a_graph(text, module, error, message):
     with pytest.raises(error, match=message):
         create(text, module, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tvm.graph_executor.create", "GraphExecutor"),
+        ("tvm.graph_runtime.create", "GraphExecutor"),
+        ("tvm.graph_executor_debug.create", "GraphExecutorDebug"),
+        ("tvm.graph_runtime_debug.create", "GraphExecutorDebug"),
+    ],
+)
+def test_global_functions_under_tvms_names(name, kind):
+    folder = DATA / "convnet"
+    make = ph.get_global_func(name)
+    text = (folder / "deploy.json").read_text()
+    module = make(text, load_module(folder / "deploy.so"), ph.device("cpu"))
+    assert module.kind == kind
+    module["load_params"]((folder / "deploy.params").read_bytes())
+    module["set_input"]("data", ph.tensor(np.load(folder / "in_data.npy")))
+    module["run"]()
+    assert np.array_equal(module["get_output"](0).numpy(), np.load(folder / "out_0.npy"))
+    assert name in ph.list_global_func_names()
+    with pytest.raises(DeviceUnavailable):
+        ph.get_global_func("tvm.graph_executor_cuda_graph.create")(text, None, 2, 0)
+
+
+def test_looking_a_constructor_up_imports_no_executor():
+    code = (
+        "import sys, packhorse; packhorse.get_global_func('tvm.graph_executor.create'); "
+        "print(*(name for name in sys.modules if name.startswith('packhorse.graph')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_cuda_graphs_are_refused():
