@@ -22,14 +22,14 @@ LAYERS = (
     {"artifact", "export"},
     {"graph"},
     {"module", "tensor"},
-    {"function", "device", "_devices", "cpu"},
+    {"function", "device", "_devices", "cpu", "tvm_ffi_bridge"},
     {"native"},
     {"plugin", "dtype", "_device_string"},
     {"kernel", "errors", "_config", "_version"},
 )
 """Highest first; a module imports from its own layer and those below."""
 
-NATIVE_USERS = {"native", "tensor", "function", "module", "graph", "cpu"}
+NATIVE_USERS = {"native", "tensor", "function", "module", "graph", "cpu", "tvm_ffi_bridge"}
 """Who may touch the C core."""
 
 OPTIONAL = ("llvmlite", "onnx", "rich", "pyopencl", "torch")

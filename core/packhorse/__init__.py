@@ -20,7 +20,6 @@ from packhorse.device import Device, DeviceInfo, device, devices
 from packhorse.errors import PackhorseError
 
 if TYPE_CHECKING:
-    from packhorse.tensor import Tensor, empty, from_dlpack, tensor
     from packhorse.function import (
         PackedFunction,
         convert,
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     )
     from packhorse.model import Executable, Model, load
     from packhorse.module import Module, load_module
+    from packhorse.tensor import Tensor, empty, from_dlpack, tensor
+    from packhorse.tvm_ffi_bridge import from_tvm_ffi
 
 __all__ = [
     "Device",
@@ -47,6 +48,7 @@ __all__ = [
     "devices",
     "empty",
     "from_dlpack",
+    "from_tvm_ffi",
     "get_global_func",
     "list_global_func_names",
     "load",
@@ -60,6 +62,7 @@ _HOME = {
     **dict.fromkeys(("Tensor", "empty", "from_dlpack", "tensor"), "tensor"),
     **dict.fromkeys(("Executable", "Model", "load"), "model"),
     **dict.fromkeys(("Module", "load_module"), "module"),
+    "from_tvm_ffi": "tvm_ffi_bridge",
     **dict.fromkeys(
         (
             "PackedFunction",

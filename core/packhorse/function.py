@@ -92,6 +92,18 @@ class PackedFunction:
         """Check the arguments now; returns a call without arguments. Raises as calling does."""
         return partial(self, *self._accept(args))
 
+    def as_tvm_ffi(self) -> Any:
+        """This function as a ``tvm_ffi.Function``; see :mod:`packhorse.tvm_ffi_bridge`.
+
+        Raises
+        ------
+        MissingExtra
+            apache-tvm-ffi is not installed.
+        """
+        from packhorse.tvm_ffi_bridge import as_tvm_ffi
+
+        return as_tvm_ffi(self)
+
     def _accept(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(_packed(arg, self, f"argument {i}") for i, arg in enumerate(args))
 

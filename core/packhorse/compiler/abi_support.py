@@ -384,7 +384,10 @@ br i1 %ffi, label %modern, label %legacy
 modern:
 %filled = load ptr, ptr @{FFI_ERROR}, align 8
 %unset = icmp eq ptr %filled, null
-br i1 %unset, label %search, label %raise
+br i1 %unset, label %search, label %tell
+tell:
+call void %filled(ptr %kind, ptr %message)
+br label %search
 search:
 %finder = load ptr, ptr @{FINDER}, align 8
 %blind = icmp eq ptr %finder, null
@@ -392,10 +395,11 @@ br i1 %blind, label %done, label %find
 find:
 %named = call ptr %finder()
 %none = icmp eq ptr %named, null
-br i1 %none, label %done, label %raise
+%same = icmp eq ptr %named, %filled
+%told = or i1 %none, %same
+br i1 %told, label %done, label %raise
 raise:
-%setter = phi ptr [ %filled, %modern ], [ %named, %find ]
-call void %setter(ptr %kind, ptr %message)
+call void %named(ptr %kind, ptr %message)
 ret void
 legacy:
 %last = load ptr, ptr @{LEGACY_ERROR}, align 8
@@ -407,7 +411,9 @@ ret void
 done:
 ret void
 }}"""
-"""Puts a message together and hands it to whoever loaded the library, if they listen."""
+"""Puts a message together and hands it to whoever loaded the library, and to tvm-ffi.
+
+Both, since a library may be loaded by one and called by the other; who did not call forgets it."""
 
 _APPEND = """define internal ptr @ph_append(ptr %to, ptr %end, ptr %text) noinline cold {
 br label %head

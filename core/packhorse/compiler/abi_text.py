@@ -27,6 +27,7 @@ __all__ = [
     "FINDER",
     "LEGACY_ERROR",
     "MAIN",
+    "MARK",
     "PARALLEL_SLOT",
     "SLOTS",
     "check_symbol",
@@ -44,6 +45,8 @@ FINDER = "ph_find_error"
 """Pointer to a function that finds tvm-ffi's error function in the process; NULL in the JIT."""
 FFI_PREFIX = "__tvm_ffi_"
 MAIN = "__tvm_main__"
+MARK = "__packhorse_abi"
+"""Data that only our libraries export: the version of what this module and its kin write."""
 
 
 ARGUMENT = "%ph_argument"
@@ -151,7 +154,11 @@ def library_text(names: Sequence[str], target: Target) -> str:
     """
     for name in names:
         check_symbol(name)
-    lines = [f'target triple = "{target.triple}"', _finder(target)]
+    lines = [
+        f'target triple = "{target.triple}"',
+        f"@{MARK} = constant i32 1, align 4",
+        _finder(target),
+    ]
     if len(names) == 1:
         lines.append(f"@{MAIN} = weak constant {llvm_string(names[0])}")
     if len(names) == 1 and names[0] != "main":
