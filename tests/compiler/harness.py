@@ -59,7 +59,12 @@ def block_packer(kernel: Kernel):
                 step *= extent
             blocks = -(-last // 4)
             packed[load.buffer] = Buffer(
-                buffer.shape, buffer.dtype, (*steps, Dim(1, 4, rows * 4)), 0, blocks * rows * 4, True
+                buffer.shape,
+                buffer.dtype,
+                (*steps, Dim(1, 4, rows * 4)),
+                0,
+                blocks * rows * 4,
+                True,
             )
     return None, packed
 

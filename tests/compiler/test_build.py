@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tests.compiler.harness import graph_of, node, reference, run_build
 
 rng = np.random.default_rng(1)

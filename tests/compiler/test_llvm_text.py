@@ -73,8 +73,12 @@ def test_undefined_operations_name_the_dtype():
 
 
 def test_unknown_dtype():
-    kernel = Kernel("e", (("i", 4),), (to("y", ("i",), at("x", "i", dtype="complex64")),),
-                    {"x": dense(4, dtype="complex64"), "y": dense(4, dtype="complex64")})
+    kernel = Kernel(
+        "e",
+        (("i", 4),),
+        (to("y", ("i",), at("x", "i", dtype="complex64")),),
+        {"x": dense(4, dtype="complex64"), "y": dense(4, dtype="complex64")},
+    )
     with pytest.raises(CompileError, match="complex64"):
         emit_llvm(kernel, schedule(kernel, host()), host(), "k")
 

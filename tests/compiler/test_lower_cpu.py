@@ -42,8 +42,9 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 
 def gemm(m: int, n: int, k: int, dtype: str = F32, constant: bool = True) -> Kernel:
-    total = Reduce("sum", (("k", k),), at("a", "m", "k", dtype=dtype) * at("b", "k", "n",
-                                                                         dtype=dtype), dtype)
+    total = Reduce(
+        "sum", (("k", k),), at("a", "m", "k", dtype=dtype) * at("b", "k", "n", dtype=dtype), dtype
+    )
     return Kernel(
         "gemm", (("m", m), ("n", n)),
         (to("y", ("m", "n"), call("max", total + at("bias", "n", dtype=dtype), 0)),),
@@ -163,8 +164,9 @@ def test_maxpool_reads_nothing_outside(case, target):
 @pytest.mark.parametrize("dtype", [F32, "float64", "int32", "uint8", "int8"])
 def test_reductions_along_rows_and_columns(combine, dtype):
     for index, axes in ((("i", "k"), ("i", 6)), (("k", "i"), ("i", 45))):
-        value = Reduce(combine, (("k", 45 if axes[1] == 6 else 6),), at("x", *index, dtype=dtype),
-                       dtype)
+        value = Reduce(
+            combine, (("k", 45 if axes[1] == 6 else 6),), at("x", *index, dtype=dtype), dtype
+        )
         shape = (6, 45)
         buffers = {"x": dense(*shape, dtype=dtype), "y": dense(axes[1], dtype=dtype)}
         check(Kernel("r", (axes,), (to("y", ("i",), value),), buffers), tol=1e-5)
@@ -188,8 +190,9 @@ def test_nan_in_a_maximum():
 
 
 def test_sums_in_another_dtype():
-    body = cast(at("a", "m", "k", dtype="int8"), "int32") * cast(at("b", "k", "n", dtype="uint8"),
-                                                                "int32")
+    body = cast(at("a", "m", "k", dtype="int8"), "int32") * cast(
+        at("b", "k", "n", dtype="uint8"), "int32"
+    )
     value = cast(Reduce("sum", (("k", 33),), body, "int32"), F32) * 0.25
     check(Kernel("q", (("m", 5), ("n", 23)), (to("y", ("m", "n"), value),),
                  {"a": dense(5, 33, dtype="int8"), "b": dense(33, 23, dtype="uint8", constant=True),
@@ -387,8 +390,9 @@ def test_threads_give_the_same_result(threads):
 
 
 def test_a_zero_extent_axis_writes_nothing():
-    kernel = Kernel("z", (("i", 0),), (to("y", ("i",), at("x", "i")),), {"x": dense(1),
-                                                                       "y": dense(1)})
+    kernel = Kernel(
+        "z", (("i", 0),), (to("y", ("i",), at("x", "i")),), {"x": dense(1), "y": dense(1)}
+    )
     from codegen_kit import run
 
     flats = {"x": np.ones(1, np.float32), "y": np.zeros(1, np.float32)}

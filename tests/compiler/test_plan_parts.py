@@ -25,7 +25,7 @@ def factored(draw):
             if draw(st.booleans()):
                 shape.append(current)
                 current = 1
-        return tuple([*shape, current])
+        return (*shape, current)
 
     return group(), group()
 

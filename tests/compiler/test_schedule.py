@@ -14,16 +14,27 @@ from packhorse.errors import CompileError
 from packhorse.kernel import Dim, Kernel
 from packhorse.kernel.expr import Reduce, affine, call
 
-WIDE = Target(triple="x86_64-unknown-linux-gnu", cpu="x86-64-v4", features=("+fma", "+avx512f"),
-              vector_bytes=64, vector_registers=32, l1_bytes=48 << 10, l2_bytes=1 << 20)
+WIDE = Target(
+    triple="x86_64-unknown-linux-gnu",
+    cpu="x86-64-v4",
+    features=("+fma", "+avx512f"),
+    vector_bytes=64,
+    vector_registers=32,
+    l1_bytes=48 << 10,
+    l2_bytes=1 << 20,
+)
 NARROW = replace(WIDE, cpu="x86-64-v3", features=("+fma", "+avx2"), vector_bytes=32,
                  vector_registers=16)  # fmt: skip
 
 
 def product(m: int, n: int, k: int, constant: bool = True) -> Kernel:
     total = Reduce("sum", (("k", k),), at("a", "m", "k") * at("b", "k", "n"), "float32")
-    return Kernel("gemm", (("m", m), ("n", n)), (to("y", ("m", "n"), total),),
-                  {"a": dense(m, k), "b": dense(k, n, constant=constant), "y": dense(m, n)})
+    return Kernel(
+        "gemm",
+        (("m", m), ("n", n)),
+        (to("y", ("m", "n"), total),),
+        {"a": dense(m, k), "b": dense(k, n, constant=constant), "y": dense(m, n)},
+    )
 
 
 @pytest.mark.parametrize("target", [WIDE, NARROW], ids=["avx512", "avx2"])
@@ -102,8 +113,12 @@ def test_constants_with_several_offsets():
             Reduce("sum", (("k", n),), at("h", "k") * at("r", affine("j") + g * n, "k"), "float32")
             for g in range(2)
         ]
-        kernel = Kernel("g", (("j", n),), (to("y", ("j",), gates[0] + gates[1]),),
-                        {"h": dense(n), "r": dense(2 * n, n, constant=True), "y": dense(n)})
+        kernel = Kernel(
+            "g",
+            (("j", n),),
+            (to("y", ("j",), gates[0] + gates[1]),),
+            {"h": dense(n), "r": dense(2 * n, n, constant=True), "y": dense(n)},
+        )
         plan = replace(schedule(kernel, WIDE), tile=(("j", 16),), vector="j", lanes=16)
         dims = pack(kernel, plan)["r"].dims
         assert bool(dims[0].block) is blocked

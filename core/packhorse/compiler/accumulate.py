@@ -95,9 +95,7 @@ class Accumulate:
         if rest:
             bound = self.low.bound_at(zero, 0, full * step)
             count, left = divmod(rest, width)
-            self.low._bind(
-                name, bound, lambda: self._steps({}, count + bool(left), left or None)
-            )
+            self.low._bind(name, bound, lambda: self._steps({}, count + bool(left), left or None))
 
     def _steps(self, point: Mapping[str, int], count: int, left: int | None) -> None:
         """``count`` unrolled turns of the innermost loop, the last with ``left`` lanes only."""

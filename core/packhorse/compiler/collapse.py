@@ -6,6 +6,7 @@ A 1x1 convolution over [H, W] becomes a matrix product over H*W rows, an element
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -113,7 +114,7 @@ def _mergeable(kernel: Kernel) -> Iterator[tuple[Axis, Axis]]:
     for store in kernel.stores:
         groups.extend(n.axes for n in walk(store.value) if isinstance(n, Reduce))
     for group in groups:
-        for outer, inner in zip(group, group[1:], strict=False):
+        for outer, inner in itertools.pairwise(group):
             if all(a.coef(outer[0]) == a.coef(inner[0]) * inner[1] for a in addresses):
                 yield outer, inner
 

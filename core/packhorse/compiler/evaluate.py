@@ -182,9 +182,7 @@ class Evaluator:
             acc = self.b.add(acc, self.b.mul(index, factor))
         return self.b.add(acc, self.b.integer(total))
 
-    def address(
-        self, where: Access, point: Point, memo: dict[Expr, Val] | None = None
-    ) -> Address:
+    def address(self, where: Access, point: Point, memo: dict[Expr, Val] | None = None) -> Address:
         """Where an access lies at a point."""
         terms, total = self._terms(where.linear, point)
         axis = self.lanes.axis
@@ -223,4 +221,3 @@ class Evaluator:
         size = self.b.integer(block)
         outer = self.b.mul(self.b.binary("sdiv", index, size), block_step)
         return self.b.add(outer, self.b.mul(self.b.binary("srem", index, size), step))
-

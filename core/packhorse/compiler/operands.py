@@ -28,7 +28,14 @@ class Place:
     buffer: Buffer
 
 
-class Memory(Protocol):
+class Constants(Protocol):
+    """Where constants are registered."""
+
+    def constant(self, array: np.ndarray[Any, Any]) -> ConstOperand:
+        """Register an array as a constant."""
+
+
+class Memory(Constants, Protocol):
     """What operands ask of the builder."""
 
     def place(
@@ -50,9 +57,6 @@ class Memory(Protocol):
     def find(self, name: str) -> Place | None:
         """The memory of that name; None for constants."""
 
-    def constant(self, array: np.ndarray[Any, Any]) -> ConstOperand:
-        """Register an array as a constant."""
-
     def preferred_halo(self, name: str, wanted: Halo) -> Halo:
         """The halo wanted now, widened to what other readers of the value will want."""
 
@@ -63,8 +67,10 @@ class Memory(Protocol):
 class ConstOperand(Operand):
     """A value known at compile time. float16 constants are kept as float32."""
 
-    def __init__(self, memory: Memory, name: str, array: np.ndarray[Any, Any], dtype: str) -> None:
-        self.memory, self.name, self.dtype = memory, name, dtype
+    def __init__(
+        self, constants: Constants, name: str, array: np.ndarray[Any, Any], dtype: str
+    ) -> None:
+        self.constants, self.name, self.dtype = constants, name, dtype
         self.constant = array
         self.shape = tuple(array.shape)
 
@@ -79,12 +85,12 @@ class ConstOperand(Operand):
         assert self.constant is not None
         if halo is None or not any(map(any, halo)):
             return self
-        padded = self.memory.constant(np.pad(self.constant, [(a, b) for a, b in halo]))
+        padded = self.constants.constant(np.pad(self.constant, [(a, b) for a, b in halo]))
         return _Shifted(padded, self.shape, [a for a, _ in halo])
 
     def reshape(self, shape: Sequence[int]) -> Operand:
         assert self.constant is not None
-        return self.memory.constant(self.constant.reshape(tuple(shape)))
+        return self.constants.constant(self.constant.reshape(tuple(shape)))
 
 
 class _Shifted(Operand):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from packhorse.kernel.expr import Affine, affine
@@ -64,7 +65,7 @@ def reshape_strides(buffer: Buffer, new: Sequence[int]) -> Buffer | None:
         left = [d for d in left if old[d] > 1]
         if not left:
             continue
-        for outer, inner in zip(left, left[1:], strict=False):
+        for outer, inner in itertools.pairwise(left):
             if buffer.dims[outer].step != buffer.dims[inner].step * old[inner]:
                 return None
         step = buffer.dims[left[-1]].step

@@ -102,7 +102,7 @@ def installed() -> list[Entry]:
             text = dist.read_text("entry_points.txt") or ""
             if "packhorse." not in text:
                 continue
-            name = str(dist.metadata.get("Name") or "")
+            name = dist.metadata["Name"] if "Name" in dist.metadata else ""
             if not name:
                 continue
             if normalized(name) not in seen:
