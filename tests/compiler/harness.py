@@ -44,7 +44,7 @@ def reference(graph, feeds):
 
 
 def block_packer(kernel: Kernel):
-    """A scheduler that packs constants in blocks of 4 along their last axis, as a real one might."""
+    """A scheduler that packs constants in blocks of 4 along their last axis."""
     packed = {}
     for store in kernel.stores:
         for load in (n for n in walk(store.value) if isinstance(n, Load)):

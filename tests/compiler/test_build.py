@@ -102,7 +102,7 @@ def conv_net(size=8):
 
 def test_a_residual_network_with_borders():
     build, program = check(conv_net(), 1e-4)
-    assert [s.label for s in kernels(build)] and all(s.host is None for s in build.steps)
+    assert all(s.host is None for s in build.steps)
     assert any(s.once for s in program.steps)
     # copy of the input into its border, 4 convolutions, pooling, gemm
     assert len(kernels(build)) == 7

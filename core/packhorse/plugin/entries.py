@@ -102,7 +102,8 @@ def installed() -> list[Entry]:
             text = dist.read_text("entry_points.txt") or ""
             if "packhorse." not in text:
                 continue
-            name = dist.metadata["Name"] if "Name" in dist.metadata else ""
+            fields = dist.metadata  # its typed protocol has no get()
+            name = fields["Name"] if "Name" in fields else ""  # noqa: SIM401
             if not name:
                 continue
             if normalized(name) not in seen:
