@@ -54,6 +54,7 @@ def test_what_the_wheel_ships(wheel):
     for package in PACKAGES:
         assert f"{package}/py.typed" in names
     assert any(name.startswith("packhorse/native/_core") and name.endswith(".so") for name in names)
+    assert "packhorse/include/packhorse.h" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == set(PACKAGES)
     assert "License-Expression: Apache-2.0" in metadata
