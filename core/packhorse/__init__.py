@@ -20,8 +20,11 @@ from packhorse.device import Device, DeviceInfo, device, devices
 from packhorse.errors import PackhorseError
 
 if TYPE_CHECKING:
+    from packhorse.device_type import DeviceType
     from packhorse.function import (
+        DLDevice,
         PackedFunction,
+        TypeCode,
         convert,
         get_global_func,
         list_global_func_names,
@@ -33,15 +36,21 @@ if TYPE_CHECKING:
     from packhorse.tensor import Tensor, empty, from_dlpack, tensor
     from packhorse.tvm_ffi_bridge import from_tvm_ffi
 
+    __dlpack_version__: tuple[int, int]
+
 __all__ = [
+    "DLDevice",
     "Device",
     "DeviceInfo",
+    "DeviceType",
     "Executable",
     "Model",
     "Module",
     "PackedFunction",
     "PackhorseError",
     "Tensor",
+    "TypeCode",
+    "__dlpack_version__",
     "__version__",
     "convert",
     "device",
@@ -59,13 +68,17 @@ __all__ = [
 ]
 
 _HOME = {
+    "DeviceType": "device_type",
+    "__dlpack_version__": "native.dlpack:VERSION",
     **dict.fromkeys(("Tensor", "empty", "from_dlpack", "tensor"), "tensor"),
     **dict.fromkeys(("Executable", "Model", "load"), "model"),
     **dict.fromkeys(("Module", "load_module"), "module"),
     "from_tvm_ffi": "tvm_ffi_bridge",
     **dict.fromkeys(
         (
+            "DLDevice",
             "PackedFunction",
+            "TypeCode",
             "convert",
             "get_global_func",
             "list_global_func_names",
@@ -75,6 +88,7 @@ _HOME = {
         "function",
     ),
 }
+"""Name -> its module; ``module:name`` where it has another name there."""
 
 
 def __getattr__(name: str) -> Any:
@@ -82,7 +96,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'packhorse' has no attribute '{name}'")
     from importlib import import_module
 
-    value = getattr(import_module(f"packhorse.{_HOME[name]}"), name)
+    module, _, other = _HOME[name].partition(":")
+    value = getattr(import_module(f"packhorse.{module}"), other or name)
     globals()[name] = value
     return value
 
