@@ -328,10 +328,11 @@ def test_paths_that_lead_nowhere(tmp_path):
         "model.pt": ("no frontend reads 'model.pt'", "format="),
         "deploy.json": ("part of an artifact", "load its folder"),
         "deploy.params": ("part of an artifact", "load its folder"),
-        "deploy.so": ("compiled library", "packhorse.load_module"),
     }.items():
         (tmp_path / name).write_bytes(b"x")
         refused(e.ModelFormatError, lambda name=name: ph.load(tmp_path / name), *words)
+    (tmp_path / "deploy.so").write_bytes(b"x")
+    refused(e.ArtifactError, lambda: ph.load(tmp_path / "deploy.so"), "not an ELF file", "again")
     refused(
         e.ModelError,
         lambda: ph.load(tmp_path / "model.pt", format="no-such-format"),

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import packhorse as ph
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
+    ArtifactError,
     CompileError,
     DeviceClosed,
     DeviceUnavailable,
@@ -203,12 +205,14 @@ def test_an_artifact_on_a_device_it_holds_nothing_for(tmp_path, site):
     from packhorse._devices import Devices
     from packhorse.plugin.manager import PluginManager
 
-    source = good("far").replace("dlpack_type=1,", "dlpack_type=2,")
+    source = good("farther").replace("dlpack_type=1,", "dlpack_type=2,")
     write_dist(site, "ph-farther", "ph_farther", source)
-    device = Devices(PluginManager()).open("far")
+    device = Devices(PluginManager()).open("farther")
     linear().compile(LLVM, shapes=SHAPES).save(tmp_path / "deploy")
     loaded = ph.load(tmp_path / "deploy")
-    with pytest.raises(DeviceUnavailable, match=r"code for llvm-cpu, none for 'far:0'.*compile"):
+    with pytest.raises(
+        DeviceUnavailable, match=r"code for llvm-cpu, none for 'farther:0'.*compile"
+    ):
         loaded(batch_of(2), device=device)
 
 
@@ -262,3 +266,24 @@ def test_what_compile_refuses(device, name):
     options, message = BAD[name]
     with pytest.raises(ArgumentValueError, match=message):
         linear().compile(device, **options)
+
+
+# ---------------------------------------------------------------- single-file libraries
+
+TVM = Path(__file__).parent / "data" / "tvm"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu?threads=2"])
+@pytest.mark.parametrize("folder", ["convnet", "convnet_c", "relax_convnet"])
+def test_a_library_of_tvm_is_loaded_like_a_model(folder, device):
+    where = TVM / folder
+    name = "deploy.so" if folder.startswith("relax") else "deploy_factory.so"
+    loaded = ph.load(where / name)
+    outputs = loaded(np.load(where / "in_data.npy"), device=device)
+    for i, output in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
+        assert np.array_equal(output, np.load(where / f"out_{i}.npy"))
+
+
+def test_a_library_without_a_graph_says_what_to_call():
+    with pytest.raises(ArtifactError, match=r"holds no graph. Open it with packhorse.load_module"):
+        ph.load(TVM / "convnet" / "deploy.so")

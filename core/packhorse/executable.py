@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import threading
@@ -57,9 +58,10 @@ class Executable:
         outputs: Sequence[str],
         compiled: Compiled,
         artifact: Artifact | None = None,
+        reopen: Callable[[Device], Executable] | None = None,
     ) -> None:
         self.device, self.inputs, self.output_names = device, dict(inputs), tuple(outputs)
-        self._compiled, self._artifact = compiled, artifact
+        self._compiled, self._artifact, self._reopen = compiled, artifact, reopen
         self._names = tuple(self.inputs)
         self._run: Callable[[Any], list[Array]] = compiled.executor.run
         self._elsewhere: dict[str, Executable] = {}
@@ -79,12 +81,7 @@ class Executable:
         from packhorse.graph.executor import GraphExecutor
         from packhorse.module import load_module
 
-        where = device(on)
-        if not where.info.is_host:
-            raise DeviceUnavailable(
-                f"this artifact holds code for {', '.join(artifact.targets)}, none for "
-                f"'{where.name}'. Load the model and compile it for that device"
-            )
+        where = _host_device(on, ", ".join(artifact.targets))
         program, library = artifact.program(), artifact.library_path()
         module = None if library is None else load_module(library, abi="legacy")
         executor = GraphExecutor(
@@ -94,7 +91,46 @@ class Executable:
         inputs = {e.name: TensorType(as_dtype(e.dtype), e.shape) for e in entries}
         steps = [NodeReport(s.name, where.name, s.function) for s in program.steps if not s.once]
         compiled = Compiled(executor, steps, program, module, artifact.params)
-        return cls(where, inputs, program.output_names, compiled, artifact)
+        again = functools.partial(cls.from_artifact, artifact)
+        return cls(where, inputs, program.output_names, compiled, artifact, again)
+
+    @classmethod
+    def from_library(cls, path: Path, on: DeviceLike = "cpu") -> Executable:
+        """Make a single-file library runnable: a graph factory (TVM up to 0.19, or ours), or a
+        Relax executable (TVM from 0.21 on).
+
+        Raises
+        ------
+        ArtifactError
+            The library holds functions only: :func:`packhorse.load_module` opens those.
+        DeviceUnavailable
+            The device is not host memory.
+        """
+        from packhorse.graph.factory import find_factory, load_factory
+        from packhorse.graph.relax import load_relax
+        from packhorse.module import load_module
+
+        where = _host_device(on, "the processor")
+        threads = getattr(where, "threads", 0)
+        module = load_module(path)
+        again = functools.partial(cls.from_library, path)
+        if find_factory(module) is not None:
+            executor = load_factory(module, threads=threads)
+            program = executor.program
+            entries = [program.entries[i] for i in program.inputs]
+            inputs = {e.name: TensorType(as_dtype(e.dtype), e.shape) for e in entries}
+            steps = [NodeReport(s.name, where.name, s.function) for s in program.steps]
+            compiled = Compiled(executor, steps, program, module)
+            return cls(where, inputs, program.output_names, compiled, reopen=again)
+        if any(m.kind == "relax.VMExecutable" for m in (module, *module.imports)):
+            relax = load_relax(module, threads=threads)
+            rows = [NodeReport(name, where.name, name) for name in module.functions]
+            compiled = Compiled(relax, rows, module=module)
+            return cls(where, relax.inputs, relax.output_names, compiled, reopen=again)
+        raise ArtifactError(
+            f"'{path}' is a library of functions and holds no graph. Open it with "
+            f"packhorse.load_module('{path}'), or load the folder of its deploy.json"
+        )
 
     def __call__(self, *args: Any, device: DeviceLike = None, **inputs: Any) -> Outputs:
         """Run; inputs and result as for :meth:`packhorse.Model.__call__`.
@@ -170,7 +206,11 @@ class Executable:
             The model runs by the NumPy references: there are no compiled steps.
         """
         self._require_program("profiled")
-        return self._compiled.executor.profile(bind(self._names, args, inputs), repeat)
+        executor: Any = self._compiled.executor  # programs are run by executors that profile
+        rows: list[tuple[str, str, float]] = executor.profile(
+            bind(self._names, args, inputs), repeat
+        )
+        return rows
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the compiled model to disk.
@@ -295,18 +335,28 @@ class Executable:
         found = device(wanted)
         if found.name == self.device.name:
             return self
-        if self._artifact is None:
+        if self._reopen is None:
             raise ArgumentValueError(
                 f"this executable was compiled for '{self.device.name}', not for "
                 f"'{found.name}'. Load the model and compile it for that device"
             )
         with self._lock:
             if found.name not in self._elsewhere:
-                self._elsewhere[found.name] = Executable.from_artifact(self._artifact, found)
+                self._elsewhere[found.name] = self._reopen(found)
             return self._elsewhere[found.name]
 
     def _refuse(self, feeds: Any) -> list[Array]:
         raise DeviceClosed("this executable is closed; compile or load it again")
+
+
+def _host_device(wanted: DeviceLike, holds: str) -> Device:
+    where = device(wanted)
+    if not where.info.is_host:
+        raise DeviceUnavailable(
+            f"this artifact holds code for {holds}, none for '{where.name}'. Load the model and "
+            "compile it for that device"
+        )
+    return where
 
 
 def bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Array]:

@@ -33,12 +33,10 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 _CACHED_SIGNATURES = 64
 _FOLDER = "part of an artifact; load its folder: packhorse.load('{folder}')"
-_LIBRARY = (
-    "a compiled library; load the artifact's folder with packhorse.load('{folder}'), or the "
-    "library alone with packhorse.load_module"
-)
-_PARTS = {".json": _FOLDER, ".params": _FOLDER, ".so": _LIBRARY, ".dylib": _LIBRARY}
+_PARTS = {".json": _FOLDER, ".params": _FOLDER}
 """What is said about a file that is no model by itself."""
+_LIBRARIES = frozenset((".so", ".dll", ".dylib", ".dso"))
+"""Single-file libraries: a graph factory or a Relax executable."""
 
 
 def load(path: str | os.PathLike[str], *, format: str | None = None) -> Model | Executable:
@@ -47,7 +45,8 @@ def load(path: str | os.PathLike[str], *, format: str | None = None) -> Model | 
     Parameters
     ----------
     path : str or path-like
-        A model file (``.onnx``), or an artifact: a folder with ``deploy.json``, or ``.packhorse``.
+        A model file (``.onnx``), or an artifact: a folder with ``deploy.json``, a ``.packhorse``
+        file, or a single library that TVM or packhorse wrote (``.so``).
     format : str, optional
         Name of the frontend when the file's suffix does not tell it.
 
@@ -90,6 +89,8 @@ def _load(where: Path, format: str | None) -> Model | Executable:
         from packhorse.artifact import load_artifact
 
         return Executable.from_artifact(load_artifact(where))
+    if format is None and where.suffix in _LIBRARIES:
+        return Executable.from_library(where)
     if format is None and where.suffix in _PARTS:
         raise ModelFormatError(f"'{where}' is {_PARTS[where.suffix].format(folder=where.parent)}")
     from packhorse.plugin import default_manager

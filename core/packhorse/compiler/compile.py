@@ -16,7 +16,7 @@ from packhorse.compiler.reference import ReferenceExecutable
 from packhorse.compiler.result import Compiled, NodeReport
 from packhorse.compiler.specialize import specialize
 from packhorse.device import Device
-from packhorse.errors import CompileError, DeviceMemoryError, UnsupportedOperator
+from packhorse.errors import DeviceMemoryError, UnsupportedOperator
 from packhorse.graph.executor import GraphExecutor
 from packhorse.graph.ir import Graph, TensorType
 from packhorse.graph.program import Program
@@ -119,9 +119,6 @@ class _References:
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         return list(self._inner.run(inputs).values())
-
-    def profile(self, inputs: Any, repeat: int = 10) -> list[tuple[str, str, float]]:
-        raise CompileError("the NumPy references are not profiled step by step")
 
     def close(self) -> None:
         """Nothing is held."""

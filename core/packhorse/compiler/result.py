@@ -19,9 +19,6 @@ class Runner(Protocol):
     def run(self, inputs: Any) -> list[np.ndarray[Any, Any]]:
         """Outputs, in order, for inputs by name."""
 
-    def profile(self, inputs: Any, repeat: int = 10) -> list[tuple[str, str, float]]:
-        """Microseconds per step."""
-
     def close(self) -> None:
         """Free what it holds; idempotent."""
 

@@ -334,7 +334,8 @@ def _check_instruction(file: RelaxFile, function: VMFunction, number: int) -> No
         ArgKind.FUNCTION: len(file.functions),
     }
     wrong = ""
-    if not (0 <= step.dst < function.registers or step.dst in (VOID_REGISTER, VM_REGISTER)):
+    nowhere = step.dst == VOID_REGISTER and step.opcode is not Opcode.IF
+    if not (0 <= step.dst < function.registers or nowhere):
         wrong = f"register {step.dst} of {function.registers}"
     if step.opcode is Opcode.CALL and not 0 <= step.target < len(file.functions):
         wrong = f"function {step.target} of {len(file.functions)}"
