@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from relax_kit import DATA, VOID, Assembler, const, embedded, func, imm, reg
+from relax_kit import DATA, VM, VOID, Assembler, const, embedded, func, imm, reg
 
 from packhorse.errors import ArtifactError
 from packhorse.graph.relax import load_relax
@@ -105,6 +105,9 @@ DAMAGE = {
     "function": (step(3, 1, 2, 77, 0), "function 77 of 3"),
     "register": (step(3, 1, 2, 2, 1, reg(3)), "register 3 of 3"),
     "negative register": (step(4, 2, -1), "register -1 of 3"),
+    "result to the machine": (step(3, 1, VM, 2, 0), "register 18014398509481985 of 3"),
+    "result of the machine": (step(4, 2, VM), "register 18014398509481985 of 3"),
+    "condition of nothing": (step(1, 4, VOID, 2), "register 18014398509481984 of 3"),
     "constant": (step(3, 1, 2, 2, 1, const(7)), "constant 7 of 7"),
     "function argument": (step(3, 1, 2, 2, 1, func(3)), "function 3 of 3"),
     "kind of argument": (step(3, 1, 2, 2, 1, 9 << 56), "instruction 3"),
