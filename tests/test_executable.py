@@ -212,8 +212,6 @@ def test_an_artifact_on_a_device_it_holds_nothing_for(tmp_path, site):
     loaded = ph.load(tmp_path / "deploy")
     words = r"code for llvm-cpu, none for 'farther:0'.*compile"
     with pytest.raises(DeviceUnavailable, match=words):
-        DeviceUnavailable, match=r"code for llvm-cpu, none for 'farther:0'.*compile"
-    ):
         loaded(batch_of(2), device=device)
 
 
