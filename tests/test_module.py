@@ -18,7 +18,7 @@ from packhorse.errors import (
     DeviceClosed,
     FunctionNotFound,
 )
-from packhorse.module import AddressModule, NativeModule, PythonModule, load_module
+from packhorse.module import AddressModule, PythonModule, load_module
 from packhorse.native import Library
 
 TVM = Path(__file__).parent / "data" / "tvm" / "legacy_myadd"

@@ -219,7 +219,7 @@ def test_results_compiled_code_cannot_take(module, helper):
 def test_slots_have_addresses():
     for abi, other in (("legacy", "ffi"), ("ffi", "legacy")):
         slots, plain = slot_addresses(abi), runtime_addresses(abi)
-        assert len(set(slots.values())) >= len(slots) - 1
+        assert len(set(slots.values())) >= len(slots) - 2  # renamed ones are the same
         assert all(value > 0 for value in plain.values())
         assert all(plain[name.removeprefix("__")] == value for name, value in slots.items())
         launch, lookup = "__TVMBackendParallelLaunch", "__TVMBackendGetFuncFromEnv"

@@ -26,12 +26,15 @@ __all__ = ["AbiInfo", "choose_abi", "find_abi"]
 PREFIX = "__tvm_ffi_"
 _INTERNAL = ("_library_", "_metadata_", "_doc_")
 """What stands behind the prefix in symbols of TVM's own; a name may begin with ``_`` too."""
+CONTEXTS = ("__tvm_module_ctx", "__tvm_ffi__library_ctx", "__tvm_ffi_library_ctx")
+"""Where a library keeps what it asks for functions with; one with both ABIs has two."""
 _OF_0_21 = ("__tvm_ffi_library_ctx", "__tvm_ffi_library_bin", "__tvm_ffi_main__")
 
 _LEGACY_EXACT = frozenset(
     (
         *("__TVMAPISetLastError", "__TVMFuncCall", "TVMAPISetLastError", "TVMFuncCall"),
         *("__tvm_dev_mblob", "__tvm_main__", "__tvm_module_ctx", "_lookup_linked_param"),
+        "TVMBackendRegisterSystemLibSymbol",
     )
 )
 _LEGACY_PREFIX = ("tvmgen_", "ph_")
@@ -157,9 +160,7 @@ def _legacy_generation(symbols: Mapping[str, Symbol]) -> str:
         return "TVM 0.8 or 0.9"
     if any(n.startswith("tvmgen_") for n in symbols):
         return "TVM 0.8 to 0.19"
-    if any(n.startswith("__tvm") or "TVMAPI" in n or "TVMFunc" in n for n in symbols):
-        return "TVM 0.2 to 0.20"
-    return "packhorse"
+    return "packhorse" if any(n.startswith("ph_") for n in symbols) else "TVM 0.2 to 0.20"
 
 
 def _modern_generation(symbols: Mapping[str, Symbol]) -> str:

@@ -1,10 +1,10 @@
 """Libraries that import the runtime's functions by name: TVM's 'c' target, and TVM from 0.24 on.
 
 Exporting those names to the whole process would capture the calls of a real TVM loaded later. So
-a library gets them where its own calls read them: in its global offset table. Where the loader
-would insist on finding them first (``-z now``, tables made read-only, functions whose address is
-taken), or would run constructors that call them, a private copy of the file is loaded in which
-these symbols are weak, the table stays writable, and the constructors are ours to run.
+a library gets them where its own calls read them: in its global offset table. The loader would
+insist on finding them first (``-z now``, functions whose address is taken), make the table
+read-only, or run constructors that call them; so a private copy of the file is loaded in which
+these symbols are weak, the table stays writable, and such constructors are ours to run.
 
 Source: the System V ABI, chapters 4 and 5, and its x86-64 and AArch64 supplements.
 """
@@ -19,17 +19,16 @@ from pathlib import Path
 from packhorse.errors import ArtifactError
 from packhorse.native.elf import Elf
 
-__all__ = ["ImportTable", "is_runtime_name", "read_imports", "weakened"]
+__all__ = ["ImportTable", "has_search_path", "is_runtime_name", "read_imports", "weakened"]
 
 _SHT_RELA, _SHT_DYNSYM, _SHT_DYNAMIC, _SHT_INIT_ARRAY = 4, 11, 6, 14
 _SHF_ALLOC = 2
 _PT_NULL, _PT_RELRO = 0, 0x6474E552
-_DT_FLAGS, _DT_BIND_NOW, _DT_FLAGS_1, _DT_INIT_ARRAYSZ = 30, 24, 0x6FFFFFFB, 27
-_DF_BIND_NOW, _DF_1_NOW = 8, 1
+_DT_INIT_ARRAYSZ, _DT_RPATH, _DT_RUNPATH = 27, 15, 29
 _WEAK = 2 << 4
 _X86, _ARM = 62, 183
-_LAZY = {_X86: {7}, _ARM: {1026}}  # R_*_JUMP_SLOT: bound at the first call
-_EAGER = {_X86: {1, 6}, _ARM: {257, 1025}}  # R_*_64, R_*_GLOB_DAT: bound when loaded
+_SLOTS = {_X86: {1, 6, 7}, _ARM: {257, 1025, 1026}}
+"""R_*_64, R_*_GLOB_DAT, R_*_JUMP_SLOT: relocations that put a function's address somewhere."""
 _RELA = struct.Struct("<QQq")
 _DYNAMIC = struct.Struct("<qQ")
 _SYMBOL_BYTES = 24
@@ -49,14 +48,11 @@ class ImportTable:
     ----------
     slots : dict
         Name -> addresses, relative to where the library is loaded, that hold the function's.
-    lazy : bool
-        The loader leaves all of them alone until the first call.
     constructors : tuple of int
         Relative address and length of the array of static constructors.
     """
 
     slots: dict[str, tuple[int, ...]]
-    lazy: bool
     constructors: tuple[int, int]
 
 
@@ -70,35 +66,24 @@ def read_imports(path: Path, elf: Elf, names: Collection[str]) -> ImportTable:
     """
     data = path.read_bytes()
     slots: dict[str, list[int]] = {name: [] for name in names}
-    lazy = not any(_binds_now(tag, value) for _, tag, value in _dynamic(data, elf))
     for offset, kind, symbol in _relocations(data, elf):
         name = elf.symbols[symbol].name if symbol < len(elf.symbols) else ""
         if name not in slots:
             continue
-        if kind not in _LAZY.get(elf.machine, ()) and kind not in _EAGER.get(elf.machine, ()):
+        if kind not in _SLOTS.get(elf.machine, ()):
             raise _unusable(path, f"it reaches '{name}' by a relocation of type {kind}")
-        lazy = lazy and kind in _LAZY[elf.machine]
         if not any(s[0] == 1 and s[3] <= offset <= s[3] + s[6] - 8 for s in elf.segments):
             raise _unusable(path, f"the slot of '{name}' lies outside its segments")
         slots[name].append(offset)
     arrays = [(s[3], s[5] // 8) for s in elf.sections if s[1] == _SHT_INIT_ARRAY]
-    return ImportTable(
-        {name: tuple(found) for name, found in slots.items()}, lazy, (arrays or [(0, 0)])[0]
-    )
+    found = {name: tuple(places) for name, places in slots.items()}
+    return ImportTable(found, (arrays or [(0, 0)])[0])
 
 
 def _unusable(path: Path, found: str) -> ArtifactError:
     return ArtifactError(
         f"'{path}' cannot be given packhorse's functions: {found}. Compile it for the 'llvm' "
         "target, or link it with -fPIC -shared"
-    )
-
-
-def _binds_now(tag: int, value: int) -> bool:
-    return (
-        tag == _DT_BIND_NOW
-        or (tag == _DT_FLAGS and bool(value & _DF_BIND_NOW))
-        or (tag == _DT_FLAGS_1 and bool(value & _DF_1_NOW))
     )
 
 
@@ -124,6 +109,12 @@ def _relocations(data: bytes, elf: Elf) -> Iterator[tuple[int, int, int]]:
                 offset, info, _ = _RELA.unpack_from(data, at)
                 if info >> 32:  # entry 0 of the symbol table is no symbol and was left out
                     yield offset, info & 0xFFFFFFFF, (info >> 32) - 1
+
+
+def has_search_path(path: Path, elf: Elf) -> bool:
+    """Whether a library finds others relative to where it lies, so that no copy would do."""
+    data = path.read_bytes()
+    return any(tag in (_DT_RPATH, _DT_RUNPATH) for _, tag, _ in _dynamic(data, elf))
 
 
 def weakened(path: Path, elf: Elf, names: Collection[str], constructors: bool) -> bytes:

@@ -17,9 +17,15 @@ from typing import Any
 from weakref import WeakMethod
 
 from packhorse.errors import ArtifactError, FunctionNotFound
-from packhorse.native.abi import AbiInfo, choose_abi
+from packhorse.native.abi import CONTEXTS, AbiInfo, choose_abi
 from packhorse.native.elf import Elf, Symbol, read_elf
-from packhorse.native.imports import ImportTable, is_runtime_name, read_imports, weakened
+from packhorse.native.imports import (
+    ImportTable,
+    has_search_path,
+    is_runtime_name,
+    read_imports,
+    weakened,
+)
 from packhorse.native.runtime import (
     Abi,
     collect_symbols,
@@ -35,6 +41,7 @@ __all__ = ["Library", "set_global_lookup"]
 
 Resolver = Callable[[str, Abi], int | None]
 
+_OTHER: dict[str, Abi] = {"legacy": "ffi", "ffi": "legacy"}
 _REGISTER = "RegisterSystemLibSymbol"  # part of the names that static constructors call
 
 _lock = threading.Lock()
@@ -59,11 +66,14 @@ class _Loaded:
         self.resolvers: list[WeakMethod[Resolver]] = []
         self.handle = self._open(elf, private)
         self.context = new_context(self.resolve)
-        for name, address in {**slot_addresses(info.abi), info.context: self.context}.items():
+        # Slots of the other ABI too: a library may have both.
+        slots = {**slot_addresses(_OTHER[info.abi]), **slot_addresses(info.abi)}
+        for name, address in {**slots, **dict.fromkeys(CONTEXTS, self.context)}.items():
             self._fill(name, address)
 
     def _open(self, elf: Elf, private: bool) -> int:
-        known = runtime_addresses(self.info.abi)
+        abi = self.info.abi
+        known = {**runtime_addresses(_OTHER[abi]), **runtime_addresses(abi)}
         names = {s.name for s in elf.symbols if not s.defined and is_runtime_name(s.name)}
         missing = sorted(names - set(known))
         if missing:  # binding is lazy: the first call would end the process
@@ -72,15 +82,21 @@ class _Loaded:
                 "does not offer; compile it for the 'llvm' target, or without what needs it"
             )
         if not names:
-            return _open_copy(self.path, self.path.read_bytes()) if private else _open(self.path)
+            return self._open_plain(elf, private)
         table = read_imports(self.path, elf, names)
         system = any(_REGISTER in name for name in names)
-        if private or system or not table.lazy:
-            handle = _open_copy(self.path, weakened(self.path, elf, names, system))
-        else:
-            handle = _open(self.path)
+        handle = _open_copy(self.path, weakened(self.path, elf, names, system))
         self._link(handle, table, known, system)
         return handle
+
+    def _open_plain(self, elf: Elf, private: bool) -> int:
+        """A library with slots is ours alone: a TVM in this process may load the same file, and
+        would share the slots."""
+        slots = set(slot_addresses("legacy")) | set(slot_addresses("ffi"))
+        hooks = any(s.defined and s.name in slots for s in elf.symbols)
+        if private or (hooks and not has_search_path(self.path, elf)):
+            return _open_copy(self.path, self.path.read_bytes())
+        return _open(self.path)
 
     def _link(self, handle: int, table: ImportTable, known: dict[str, int], system: bool) -> None:
         base = lib.ph_dlbase(handle)
@@ -122,8 +138,9 @@ class _Loaded:
 class Library:
     """A shared library with the runtime's functions filled in.
 
-    The same unchanged file is loaded once per process. A file that was overwritten or replaced
-    is loaded from a private copy, because the system's loader would return the old code.
+    The same unchanged file is loaded once per process, from a private copy where it must not be
+    shared: with slots, which a TVM in the same process would fill too, and when the file was
+    overwritten or replaced, because the system's loader would return the old code.
 
     Parameters
     ----------
@@ -165,7 +182,10 @@ class Library:
             private = any(k[:2] == key[:2] for k in _loaded) or path in _paths
             _paths.add(path)
             _loaded[full] = _Loaded(self.path, elf, info, private)
-        return _loaded[full]
+        found = _loaded[full]
+        if not found.info.certain:
+            found.info = info  # perhaps the caller knows it this time
+        return found
 
     @property
     def info(self) -> AbiInfo:

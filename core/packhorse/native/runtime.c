@@ -79,6 +79,9 @@ static void *no_stream(int32_t device_type, int32_t device_id) {
     return NULL;
 }
 
+/* Python's signal handlers run between its own bytecodes, after the call. */
+static int no_signals(void) { return 0; }
+
 #define BOTH 2
 #define ENTRY(abi, name) {#name, abi, (uintptr_t)name}
 
@@ -94,6 +97,9 @@ uintptr_t ph_runtime_address(const char *name, int32_t abi) {
         ENTRY(PH_LEGACY, TVMBackendGetFuncFromEnv),
         {"TVMBackendGetFuncFromEnv", PH_FFI, (uintptr_t)TVMFFIEnvModLookupFromImports},
         {"TVMFFIEnvModRegisterSystemLibSymbol", PH_FFI, (uintptr_t)register_symbol},
+        {"TVMFFIEnvRegisterSystemLibSymbol", PH_FFI, (uintptr_t)register_symbol},
+        {"TVMFFIEnvLookupFromImports", PH_FFI, (uintptr_t)TVMFFIEnvModLookupFromImports},
+        {"TVMFFIEnvCheckSignals", PH_FFI, (uintptr_t)no_signals},
         {"TVMFFIEnvGetStream", PH_FFI, (uintptr_t)no_stream},
         ENTRY(PH_FFI, TVMFFIEnvModLookupFromImports),
         ENTRY(PH_FFI, TVMFFIErrorSetRaisedFromCStr),

@@ -65,8 +65,10 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "TVMFFIErrorSetRaisedFromCStrParts",
         "TVMFFIFunctionCall",
         "TVMFFIEnvModLookupFromImports",
+        "TVMFFIEnvLookupFromImports",
         "TVMFFIHandleInitOnce",
         "TVMFFIEnvGetStream",
+        "TVMFFIEnvCheckSignals",
         *_SHARED,
     ),
 }
@@ -76,6 +78,7 @@ _IMPORTED: dict[str, tuple[str, ...]] = {
     "ffi": (
         "TVMBackendRegisterSystemLibSymbol",
         "TVMFFIEnvModRegisterSystemLibSymbol",
+        "TVMFFIEnvRegisterSystemLibSymbol",
         "TVMBackendAnyListSetPackedArg",
         "TVMBackendAnyListMoveFromPackedReturn",
         "TVMBackendAnyListResetItem",
