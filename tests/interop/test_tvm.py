@@ -10,14 +10,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from interop_kit import network, optional, run_program
 
-tvm = optional("tvm")
-te, relax = optional("tvm.te"), optional("tvm.relax")
 pytest.importorskip("llvmlite")
 
 from export_kit import LARGE, SMALL, WRONG, library, vectors
 
 import packhorse as ph
 from packhorse.graph.relax import load_relax
+
+tvm = optional("tvm")
+te, relax = optional("tvm.te"), optional("tvm.relax")
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "tvm"
 
@@ -103,9 +104,7 @@ def test_their_networks_in_both(name):
 
 
 def test_a_network_compiled_now(tmp_path):
-    onnx = pytest.importorskip("onnx")
-    import onnx.parser
-
+    onnx, parser = optional("onnx"), optional("onnx.parser")
     frontend = optional("tvm.relax.frontend.onnx")
     source = """
     <ir_version: 8, opset_import: ["" : 17]>
@@ -113,16 +112,15 @@ def test_a_network_compiled_now(tmp_path):
     <float[4, 3, 3, 3] w, float[144, 10] v>
     { c = Conv(x, w)  r = Relu(c)  f = Flatten(r)  m = MatMul(f, v)  y = Softmax(m) }
     """
-    model = onnx.parser.parse_model(source)
+    model = parser.parse_model(source)
     rng = np.random.default_rng(1)
-    for info, dims in zip(list(model.graph.initializer) or "wv", [(4, 3, 3, 3), (144, 10)],
-                          strict=True):  # fmt: skip
-        name = info if isinstance(info, str) else info.name
-        array = onnx.numpy_helper.from_array(rng.standard_normal(dims, np.float32), name)
-        if isinstance(info, str):
-            model.graph.initializer.append(array)
-        else:
-            info.CopyFrom(array)
+    weights = {"w": (4, 3, 3, 3), "v": (144, 10)}
+    arrays = [
+        onnx.numpy_helper.from_array(rng.standard_normal(dims, np.float32), name)
+        for name, dims in weights.items()
+    ]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(arrays)
     module = frontend.from_onnx(model, keep_params_in_input=False)
     tvm.compile(module, target="llvm").export_library(str(tmp_path / "net.so"))
     x = rng.standard_normal((2, 3, 8, 8), np.float32)

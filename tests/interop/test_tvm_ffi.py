@@ -10,7 +10,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from interop_kit import network, optional, run_program
 
-tvm_ffi = optional("tvm_ffi")
 pytest.importorskip("llvmlite")
 
 from export_kit import LARGE, SMALL, WRONG, library, vectors
@@ -19,6 +18,7 @@ import packhorse as ph
 from packhorse.errors import ArgumentTypeError, ArgumentValueError
 from packhorse.function import DLDevice
 
+tvm_ffi = optional("tvm_ffi")
 wrap = tvm_ffi.from_dlpack
 
 

@@ -38,6 +38,7 @@ def test_triples_and_factories(tmp_path, threads, batch):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "add: 2 arguments were given; it takes 3" in done.stdout
     for form in ("triple", "factory"):
         found = np.load(tmp_path / f"{form}.npz")
         for i, output in enumerate(expected):
