@@ -2,8 +2,10 @@
 
 import contextlib
 import gc
+import os
 import shutil
 import struct
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -270,3 +272,17 @@ def test_loader_refusal(tmp_path):
     (tmp_path / "libgone.so").unlink()
     with pytest.raises(ArtifactError, match=r"loader refused .*libgone.so"):
         load_module(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs files in memory")
+def test_without_a_folder_for_copies(copy, monkeypatch):
+    """A library with slots is loaded from a copy; where none can be written, from memory."""
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("nowhere to write")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    first = load_module(copy)
+    assert first["echo_int"](41) == 42
+    second = load_module(shutil.copy(copy, copy.with_name("second.so")))
+    assert second["echo_int"].address != first["echo_int"].address

@@ -280,10 +280,29 @@ def _open(path: Path) -> int:
 
 
 def _open_copy(path: Path, data: bytes) -> int:
-    with tempfile.TemporaryDirectory(prefix="packhorse-") as folder:
-        copy = Path(folder) / path.name
-        copy.write_bytes(data)
-        return _open(copy)
+    try:
+        with tempfile.TemporaryDirectory(prefix="packhorse-") as folder:
+            copy = Path(folder) / path.name
+            copy.write_bytes(data)
+            return _open(copy)
+    except (OSError, ArtifactError):
+        # Nowhere to write, or the folder forbids code: memory is left, where there is such a file.
+        if not hasattr(os, "memfd_create"):
+            raise
+    return _open_in_memory(path, data)
+
+
+def _open_in_memory(path: Path, data: bytes) -> int:
+    with open(os.memfd_create(path.name), "wb", closefd=False) as file:
+        file.write(data)
+        place = f"/proc/self/fd/{file.fileno()}"
+    # It stays open for good: the loader would take the next file of that number for this one.
+    handle: int = lib.ph_dlopen(place.encode())
+    if not handle:
+        reason = _reason(lib.ph_dlerror())
+        os.close(int(place.rpartition("/")[2]))
+        raise ArtifactError(f"the system's loader refused '{path}': {reason}")
+    return handle
 
 
 def _reason(text: Any) -> str:
