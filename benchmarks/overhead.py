@@ -74,7 +74,8 @@ def function_calls(path: Path, x: Any, folder: Path) -> dict[str, Callable[[], A
     symbol = executable.report()[0].step
     executable.save(folder / "deploy")
     compiled = packhorse.load_module(folder / "deploy" / "deploy.so")[symbol]
-    ones, out = np.ones(4, np.float32), np.empty(4, np.float32)
+    weights = next(iter(executable._compiled.params.values()))  # as packed for this kernel
+    ones, out = np.ones(weights.shape, np.float32), np.empty(4, np.float32)
     packhorse.register_func("bench.same", lambda value: value, override=True)
     same = packhorse.get_global_func("bench.same")
     ready, tensor = compiled.bind(x, ones, out), packhorse.tensor(x)

@@ -30,7 +30,6 @@ Messages say what happened, what was found instead, and how to mend it, in that 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -177,6 +176,8 @@ class FunctionExists(PackhorseError, ValueError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known word, or an empty string."""
+    import difflib  # 2 ms that only errors need
+
     folded = {name.casefold(): name for name in known}
     close = difflib.get_close_matches(word.casefold(), folded, n=1)
     return f" (did you mean '{folded[close[0]]}'?)" if close else ""
