@@ -53,6 +53,8 @@ _MAIN = {"legacy": "__tvm_main__", "ffi": "main"}
 _RESERVED = ("__", "_init", "_fini")  # of compilers and their helper routines
 _ALIGNMENT = {"legacy": ALIGNMENT, "ffi": 64}
 """What TVM's compilers assume of tensors: 128 bytes in 0.7 to 0.9, 64 before and after."""
+_OURS, _OUR_ALIGNMENT = "__packhorse_abi", 4
+"""What our own libraries export, and what they assume."""
 
 
 class AddressModule(Module):
@@ -161,11 +163,12 @@ class NativeModule(Module):
         if symbol is None or not address or not self.library.is_function(symbol):
             return None
         library, abi = self.library, self.abi
+        ours = library.describe(_OURS) is not None
         return NativeFunction(
             address,
             name,
             library,
-            alignment=_ALIGNMENT[abi],
+            alignment=_OUR_ALIGNMENT if ours else _ALIGNMENT[abi],
             abi=abi,
             signature=lambda: library.signatures.get(symbol),
         )

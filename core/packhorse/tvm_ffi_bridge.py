@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_tvm_ffi", "from_tvm_ffi"]
 
+_SAME = {type(None), bool, int, float, str, bytes}
 _MARK = "__packhorse_abi"
 """What libraries of ours export: their tvm-ffi functions report errors to whoever called."""
 
@@ -119,8 +120,10 @@ def _direct(function: PackedFunction) -> int | None:
 
 def _ours(tvm_ffi: Any, value: Any) -> Any:
     """A value of theirs as one of ours; what needs no change comes back itself."""
+    if type(value) in _SAME:
+        return value
     if isinstance(value, tvm_ffi.Tensor):
-        return import_module("packhorse.tensor").from_dlpack(value)  # a layer above this one
+        return _imported(value)
     if isinstance(value, tvm_ffi.Function):
         return PackedFunction(_Theirs(tvm_ffi, value), "tvm_ffi.Function")
     if isinstance(value, tvm_ffi.dtype):
@@ -130,12 +133,39 @@ def _ours(tvm_ffi: Any, value: Any) -> Any:
     return value
 
 
+@functools.cache
+def _tensors() -> Any:
+    return import_module("packhorse.tensor")  # a layer above this one
+
+
+def _imported(value: Any) -> Tensor:
+    """By way of NumPy, which is ten times as fast, where it knows the dtype and may write."""
+    try:
+        array = np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError):
+        array = None
+    if array is None or not array.flags.writeable:
+        return _tensors().from_dlpack(value)  # type: ignore[no-any-return]
+    return _tensors().Tensor(array)  # type: ignore[no-any-return]
+
+
+def _exported(tvm_ffi: Any, value: Any) -> Any:
+    """Likewise."""
+    array = value if isinstance(value, np.ndarray) else value.__packed_tensor__()[1]
+    try:
+        return tvm_ffi.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError):
+        return tvm_ffi.from_dlpack(_tensors().Tensor(array))
+
+
 def _theirs(tvm_ffi: Any, value: Any) -> Any:
     """A value of ours as one of theirs."""
+    if type(value) in _SAME:
+        return value
     if isinstance(value, PackedFunction):
         return as_tvm_ffi(value)
     if isinstance(value, np.ndarray) or hasattr(value, "__packed_tensor__"):
-        return tvm_ffi.from_dlpack(value)
+        return _exported(tvm_ffi, value)
     if isinstance(value, np.dtype):
         return tvm_ffi.dtype(dtype_name(value))
     if hasattr(value, "dlpack_device"):

@@ -1,5 +1,6 @@
 """Our kernels in apache-tvm-ffi, and its functions and tensors here."""
 
+import contextlib
 import sys
 import threading
 from pathlib import Path
@@ -129,6 +130,29 @@ def test_arrays_tensors_and_functions_cross():
     assert theirs(ph.convert(lambda x: x + 1))(41) == 42
     apply = ph.convert(lambda f, x: f(x)).as_tvm_ffi()
     assert apply(lambda x: 2 * x, 21) == 42
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn"])
+def test_dtypes_that_numpy_lacks(name):
+    tensor = ph.tensor([1, 2, 3], name)
+    seen = []
+
+    def look(x):
+        seen.append((str(x.dtype), x.shape))
+        return x
+
+    found = ph.from_tvm_ffi(tvm_ffi.convert_func(look))(tensor)
+    assert seen == [(name, (3,))]
+    assert found.dtype == tensor.dtype
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(tensor))
+
+
+def test_read_only_arrays_are_not_made_writable():
+    array = np.arange(3.0)
+    array.flags.writeable = False
+    same = ph.from_tvm_ffi(tvm_ffi.convert_func(lambda x: x))
+    with contextlib.suppress(BufferError):  # what tvm-ffi cannot express is refused
+        assert not np.asarray(same(array)).flags.writeable
 
 
 def test_devices_cross():
