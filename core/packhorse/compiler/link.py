@@ -11,12 +11,14 @@ from packhorse.compiler.build import Build, Emitted
 from packhorse.compiler.host import encode
 from packhorse.compiler.memory_plan import Interval, assign_storage
 from packhorse.graph.program import Entry, Program, Step
-from packhorse.kernel.kernel import Buffer
+from packhorse.kernel.kernel import Buffer, contiguous
 from packhorse.kernel.layout import numpy_dtype, to_storage
 
 __all__ = ["link", "pack_params"]
 
 Array = np.ndarray[Any, Any]
+_IN_PLACE = 64 << 20
+"""Bytes from which a weight is better used where it is (often a mapped file) than copied."""
 
 
 def link(build: Build, metadata: Mapping[str, str]) -> Program:
@@ -67,19 +69,32 @@ def pack_params(build: Build) -> dict[str, Array]:
     """The parameters, each laid out as its kernels read it: flat, or shaped for the host.
 
     They lie in one block: the kernel backs a large one with large pages, which a hundred small
-    ones would not get.
+    ones would not get. Very large ones that are laid out right already stay where they are: a
+    table of gigabytes, of which a run reads some rows, is neither read nor held twice.
     """
     shaped = _host_roots(build)
-    sizes = {name: -(-_nbytes(buffer) // 128) * 128 for name, (_, buffer) in build.params.items()}
+    packed = {n: a.reshape(-1) for n, (a, b) in build.params.items() if _stays(a, b)}
+    rest = {name: param for name, param in build.params.items() if name not in packed}
+    sizes = {name: -(-_nbytes(buffer) // 128) * 128 for name, (_, buffer) in rest.items()}
     block = np.zeros(sum(sizes.values()) + 127, np.uint8)
     start = -block.ctypes.data % 128
-    packed: dict[str, Array] = {}
-    for name, (array, buffer) in build.params.items():
-        out = block[start : start + _nbytes(buffer)].view(numpy_dtype(buffer.dtype))
+    for name, (array, buffer) in rest.items():
+        packed[name] = block[start : start + _nbytes(buffer)].view(numpy_dtype(buffer.dtype))
         start += sizes[name]
-        to_storage(array, buffer, out)
-        packed[name] = out.reshape(buffer.shape if name in shaped else -1)
-    return packed
+        to_storage(array, buffer, packed[name])
+    shapes = {n: b.shape if n in shaped else (-1,) for n, (_, b) in build.params.items()}
+    return {name: packed[name].reshape(shape) for name, shape in shapes.items()}
+
+
+def _stays(array: Array, buffer: Buffer) -> bool:
+    """Whether kernels can read a large weight as it is."""
+    return (
+        array.nbytes >= _IN_PLACE
+        and array.dtype == numpy_dtype(buffer.dtype)
+        and array.flags.c_contiguous
+        and array.ctypes.data % 64 == 0
+        and buffer == contiguous(buffer.shape, buffer.dtype, constant=buffer.constant)
+    )
 
 
 def _host_roots(build: Build) -> set[str]:
