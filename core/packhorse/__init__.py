@@ -10,17 +10,16 @@ imports no compiler, no plugin and no driver.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from packhorse._version import __version__
 
-# Eager, because these two modules have the name of a function they define: once imported they
-# are never bound to the package again, so the names below stay the functions.
-from packhorse.device import Device, DeviceInfo, device, devices
-from packhorse.errors import PackhorseError
-
 if TYPE_CHECKING:
+    from packhorse.device import Device, DeviceInfo, device, devices
     from packhorse.device_type import DeviceType
+    from packhorse.errors import PackhorseError
     from packhorse.function import (
         DLDevice,
         PackedFunction,
@@ -68,7 +67,9 @@ __all__ = [
 ]
 
 _HOME = {
+    **dict.fromkeys(("Device", "DeviceInfo", "device", "devices"), "device"),
     "DeviceType": "device_type",
+    "PackhorseError": "errors",
     "__dlpack_version__": "native.dlpack:VERSION",
     **dict.fromkeys(("Tensor", "empty", "from_dlpack", "tensor"), "tensor"),
     **dict.fromkeys(("Executable", "Model", "load"), "model"),
@@ -100,6 +101,18 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"packhorse.{module}"), other or name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps ``packhorse.device`` and ``packhorse.tensor`` the functions of that name, also after
+    something imported the modules of that name: imports bind a module to its package."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in ("device", "tensor") and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

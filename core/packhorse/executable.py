@@ -262,10 +262,10 @@ class Executable:
             return
         self._closed = True
         self._compiled.executor.close()
-        self._run = self._refuse
+        self._run = _refuse
         # code and weights go now, not when the last reference to this object does
         self._compiled = replace(self._compiled, module=None, params={})
-        self._artifact = None
+        self._artifact = self._reopen = None
         for other in self._elsewhere.values():
             other.close()
 
@@ -318,7 +318,7 @@ class Executable:
 
     def _require_open(self) -> None:
         if self._closed:
-            self._refuse(None)
+            _refuse(None)
 
     def _require_program(self, what: str) -> Any:
         self._require_open()
@@ -345,8 +345,10 @@ class Executable:
                 self._elsewhere[found.name] = self._reopen(found)
             return self._elsewhere[found.name]
 
-    def _refuse(self, feeds: Any) -> list[Array]:
-        raise DeviceClosed("this executable is closed; compile or load it again")
+
+def _refuse(feeds: Any) -> list[Array]:
+    """What a closed executable runs; no method, which would keep it alive."""
+    raise DeviceClosed("this executable is closed; compile or load it again")
 
 
 def _host_device(wanted: DeviceLike, holds: str) -> Device:

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 import weakref
 from collections.abc import Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex, TypeAlias, cast
 
 import numpy as np
@@ -481,16 +479,3 @@ def _check_same(array: Array, target: Tensor) -> None:
         raise ArgumentValueError(
             f"the target has shape {target.shape}, found {array.shape}; reshape it first"
         )
-
-
-class _CallableModule(ModuleType):
-    """``import packhorse.tensor`` anywhere binds ``packhorse.tensor`` to this module; calling it
-    then still means the function of that name."""
-
-    def __call__(
-        self, obj: Any, dtype: DTypeLike | None = None, device: str | TensorDevice = "cpu"
-    ) -> Tensor:
-        return tensor(obj, dtype, device)
-
-
-sys.modules[__name__].__class__ = _CallableModule
