@@ -10,7 +10,8 @@ import packhorse as ph
 def sample_function_arg(function: ph.PackedFunction, a: int, b: int) -> int:
     """Calls the function that it receives."""
     print("Received a", type(function).__name__)
-    return function(a, b)
+    result: int = function(a, b)
+    return result
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ def sample_cb(*args: int) -> int:
 def sample_function_arg(function: ph.PackedFunction, *args: int) -> int:
     """Calls the function that it receives; the other values are handed on as they came."""
     print("Received:", function)
-    return function(*args)
+    result: int = function(*args)
+    return result
 
 
 def main() -> None:
