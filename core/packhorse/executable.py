@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -212,7 +212,9 @@ class Executable:
         )
         return rows
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(
+        self, path: str | os.PathLike[str], *, form: Literal["graph", "relax"] = "graph"
+    ) -> Path:
         """Write the compiled model to disk.
 
         Parameters
@@ -220,7 +222,10 @@ class Executable:
         path : path-like
             A folder (``deploy/``: ``deploy.json``, ``deploy.params``, ``deploy.so`` in TVM's
             formats), ``name.packhorse`` (one file), or ``name.so`` (one library that holds graph
-            and weights too, which TVM's graph executor loads).
+            and weights too).
+        form : str
+            Which of TVM's runtimes a ``name.so`` is for: ``"graph"``, the graph executor of TVM
+            up to 0.19, or ``"relax"``, the Relax VM of 0.22 and newer. packhorse loads both.
 
         Returns
         -------
@@ -230,7 +235,10 @@ class Executable:
         Raises
         ------
         CompileError
-            Nothing was compiled (device ``cpu``), or there is no linker.
+            Nothing was compiled (device ``cpu``), or there is no linker, or the Relax VM cannot
+            run a step of the model.
+        ArgumentValueError
+            No such ``form``, or another than ``"graph"`` for something else than ``name.so``.
         ArtifactError
             It cannot be written there.
         DeviceClosed
@@ -240,8 +248,13 @@ class Executable:
         from packhorse.artifact import Artifact, save_artifact
 
         self._require_open()
+        if form not in ("graph", "relax") or (form == "relax" and Path(path).suffix != ".so"):
+            raise ArgumentValueError(
+                f"form is '{form}' and the path '{path}'; form is 'graph', or for one library "
+                "(name.so) also 'relax'"
+            )
         if Path(path).suffix == ".so":
-            return self._save_library(Path(path))
+            return self._save_library(Path(path), form)
         if self._artifact is not None:
             return save_artifact(path, self._artifact)
         program = self._require_program("saved")
@@ -279,9 +292,9 @@ class Executable:
         inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
         return f"<packhorse.Executable on {self.device.name} ({inputs})>"
 
-    def _save_library(self, path: Path) -> Path:
+    def _save_library(self, path: Path, form: str) -> Path:
         """One library with graph and weights."""
-        from packhorse import export
+        from packhorse import export, export_relax
 
         program = self._require_program("saved")
         if self._artifact is not None:
@@ -290,11 +303,14 @@ class Executable:
                 "library is linked already. Save it as a folder or a .packhorse file, or compile "
                 "the model again"
             )
-        export.warn_of_host_operators(program, f"'{path}'")
-        blob = export.factory_blob(program, self._compiled.params)
+        if form == "relax":
+            blob = {export_relax.BLOB: export_relax.relax_blob(program, self._compiled.params)}
+        else:
+            export.warn_of_host_operators(program, f"'{path}'")
+            blob = {export.BLOB: export.factory_blob(program, self._compiled.params)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._compiled.module.export_library(path, {export.BLOB: blob})
+            self._compiled.module.export_library(path, blob)
         except OSError as error:
             raise ArtifactError(
                 f"'{path}' could not be written: {error.strerror or error}; what was there before "

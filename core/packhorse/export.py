@@ -6,6 +6,8 @@ the weights into the library itself, as a ``GraphExecutorFactory`` in TVM's ``__
 >>> lib = tvm.runtime.load_module("deploy.so")                      # doctest: +SKIP
 >>> graph = tvm.contrib.graph_executor.GraphModule(lib["default"](tvm.cpu()))  # doctest: +SKIP
 
+:mod:`packhorse.export_relax` writes the same for the Relax VM of newer TVMs.
+
 Source: TVM's library_module.cc and graph_executor_factory.cc (0.7 to 0.19), dmlc's serializer.
 """
 
@@ -23,7 +25,17 @@ from packhorse.graph.graph_json import program_to_json
 from packhorse.graph.params import Array, params_chunks
 from packhorse.graph.program import Program
 
-__all__ = ["BLOB", "factory_blob", "host_operators", "include_dir", "warn_of_host_operators"]
+__all__ = [
+    "BLOB",
+    "Chunk",
+    "factory_blob",
+    "host_operators",
+    "include_dir",
+    "string",
+    "tree",
+    "warn_of_host_operators",
+    "word",
+]
 
 BLOB = "__tvm_dev_mblob"
 """The symbol under which a library holds modules besides its code."""
@@ -83,31 +95,33 @@ def factory_blob(
         A weight has a dtype that the format lacks.
     """
     body: list[Chunk] = [
-        _word(3),
-        _string("GraphExecutorFactory"),
-        _string(program_to_json(program)),
-        _word(len(params)),
-        _word(len(params)),
-        *map(_string, params),
+        word(3),
+        string("GraphExecutorFactory"),
+        string(program_to_json(program)),
+        word(len(params)),
+        word(len(params)),
+        *map(string, params),
     ]
     body += islice(params_chunks(params), 2, None)  # a params file: head, names, then the arrays
-    body += [_string(name), _string("_lib"), _string("_import_tree"), *_tree([[1], []])]
-    return [_word(sum(len(chunk) for chunk in body)), *body]
+    body += [string(name), string("_lib"), string("_import_tree"), *tree([[1], []])]
+    return [word(sum(len(chunk) for chunk in body)), *body]
 
 
-def _tree(children: Sequence[Sequence[int]]) -> Iterable[bytes]:
+def tree(children: Sequence[Sequence[int]]) -> Iterable[bytes]:
     """Which module imports which, in compressed rows; module 0 is the root."""
     rows = [0]
     for row in children:
         rows.append(rows[-1] + len(row))
     for numbers in (rows, [child for row in children for child in row]):
-        yield _word(len(numbers)) + b"".join(map(_word, numbers))
+        yield word(len(numbers)) + b"".join(map(word, numbers))
 
 
-def _word(value: int) -> bytes:
+def word(value: int) -> bytes:
+    """A u64, little endian."""
     return struct.pack("<Q", value)
 
 
-def _string(value: str) -> bytes:
+def string(value: str) -> bytes:
+    """A length and UTF-8."""
     raw = value.encode()
-    return _word(len(raw)) + raw
+    return word(len(raw)) + raw

@@ -59,6 +59,24 @@ def test_a_network_kernel_by_kernel(tmp_path, threads):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_network_in_the_relax_machine(tmp_path, threads, batch):
+    model, x = network(batch)
+    executable = model.compile(f"llvm-cpu?threads={threads}")
+    expected = executable(x)
+    executable.save(tmp_path / "deploy.so", form="relax")
+    library = tvm.runtime.load_module(str(tmp_path / "deploy.so"))
+    machine = relax.VirtualMachine(library, tvm.cpu())
+    for _ in range(2):
+        found = machine["main"](tvm.runtime.tensor(x))
+        for ours, theirs in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(ours, theirs.numpy())
+    for wrong in (x.astype(np.float64), x[:, :2], x[0]):
+        with pytest.raises((TypeError, ValueError, RuntimeError), match="input 'x'"):
+            machine["main"](tvm.runtime.tensor(np.ascontiguousarray(wrong)))
+
+
 # -- theirs here --------------------------------------------------------------------------------
 
 
