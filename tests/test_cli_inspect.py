@@ -1,6 +1,7 @@
 """``packhorse inspect``: models and artifacts, as text and as JSON."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,9 @@ pytest.importorskip("onnx")
 from cli_kit import write_model
 
 from packhorse import cli
+
+FORMS = ("deploy", "small.packhorse", "small.so")
+TVM = Path(__file__).parent / "data" / "tvm"
 
 
 @pytest.fixture
@@ -56,6 +60,71 @@ def test_an_artifact(model, tmp_path, capsys):
     assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": [1, 8]}]
     assert found["outputs"] == [{"name": "y", "dtype": "float32", "shape": [1, 6]}]
     assert found["nodes"]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The small model as a folder, as one file and as one library."""
+    pytest.importorskip("llvmlite")
+    folder = tmp_path_factory.mktemp("compiled")
+    model = str(write_model(folder / "small.onnx"))
+    for name in FORMS:
+        path = str(folder / name)
+        assert cli.main(["compile", model, "-d", "llvm-cpu", "-o", path, "--shape", "1,8"]) == 0
+    return folder
+
+
+def inspected(capsys, *arguments):
+    capsys.readouterr()
+    assert cli.main(["inspect", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_artifacts_say_what_code_they_hold(compiled, form, capsys):
+    out = inspected(capsys, compiled / form)
+    assert "legacy and ffi ABI, compiled by packhorse" in out
+    assert "where it runs (compiled for llvm-cpu:0)\n  cpu:0: " in out
+    assert "ph_" not in out
+    assert "ph_" in inspected(capsys, compiled / form, "--nodes")
+    found = json.loads(inspected(capsys, compiled / form, "--json"))
+    code = found["code"]["imports"][0] if form.endswith(".so") else found["code"]
+    assert (code["kind"], code["abis"]) == ("library", ["legacy", "ffi"])
+    assert all(name.startswith("ph_") for name in code["functions"])
+
+
+def test_an_artifact_on_another_device_of_host_memory(compiled, capsys):
+    out = inspected(capsys, compiled / "deploy", "--device", "llvm-cpu?threads=1")
+    assert "  llvm-cpu:0?threads=1: " in out
+    assert "device  step" not in out  # nothing runs elsewhere than asked for
+    assert cli.main(["inspect", str(compiled / "deploy"), "--device", "cpu:1"]) == 2
+    assert "'cpu:0'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "lines"),
+    [
+        ("convnet", "artifact", ["legacy ABI, compiled by TVM 0.8 to 0.19", "6 functions"]),
+        ("convnet/deploy_factory.so", "artifact", ["default (GraphExecutorFactory)"]),
+        ("legacy_myadd/deploy.so", "library", ["myadd(A: float32[?]", "holds no graph"]),
+        ("relax_convnet/deploy.so", "artifact", ["output_0  known after a run", "ffi ABI"]),
+        ("relax_control/deploy.so", "library", ["has no function 'main'", "less_equal"]),
+    ],
+)
+def test_what_tvm_compiled(path, kind, lines, capsys):
+    out = inspected(capsys, TVM / path)
+    assert out.startswith(f"{kind} {TVM / path}\n")
+    for line in lines:
+        assert line in out
+    found = json.loads(inspected(capsys, TVM / path, "--json"))
+    assert found["kind"] == kind
+    assert found["code"]["abis"][0] in ("legacy", "ffi")
+
+
+def test_a_file_that_is_no_library(tmp_path, capsys):
+    (tmp_path / "junk.so").write_bytes(b"junk")
+    assert cli.main(["inspect", str(tmp_path / "junk.so")]) == 2
+    assert "not an ELF file" in capsys.readouterr().err
 
 
 def test_errors(model, tmp_path, capsys):

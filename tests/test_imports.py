@@ -16,7 +16,7 @@ LAYERS = (
     {"cli", "testing", "__main__"},
     {"__init__"},
     {"model"},
-    {"executable"},
+    {"executable", "feeds"},
     {"compiler"},
     {"ops"},
     {"artifact", "export"},

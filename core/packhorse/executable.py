@@ -17,22 +17,20 @@ from packhorse.compiler.result import Compiled, NodeReport
 from packhorse.device import Device, device
 from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import (
-    ArgumentTypeError,
     ArgumentValueError,
     ArtifactError,
     CompileError,
     DeviceClosed,
     DeviceUnavailable,
-    did_you_mean,
 )
+from packhorse.feeds import Array, bind, no_such_input
 from packhorse.graph.ir import TensorType
 
 if TYPE_CHECKING:
     from packhorse.artifact import Artifact
 
-__all__ = ["DeviceLike", "Executable", "Outputs", "as_array", "bind"]
+__all__ = ["DeviceLike", "Executable", "Outputs"]
 
-Array: TypeAlias = np.ndarray[Any, Any]
 Outputs: TypeAlias = Array | tuple[Array, ...]
 DeviceLike: TypeAlias = "str | Device | None"
 
@@ -124,7 +122,7 @@ class Executable:
             return cls(where, inputs, program.output_names, compiled, reopen=again)
         if any(m.kind == "relax.VMExecutable" for m in (module, *module.imports)):
             relax = load_relax(module, threads=threads)
-            rows = [NodeReport(name, where.name, name) for name in module.functions]
+            rows = [NodeReport(name, where.name, name) for name in relax.functions]
             compiled = Compiled(relax, rows, module=module)
             return cls(where, relax.inputs, relax.output_names, compiled, reopen=again)
         raise ArtifactError(
@@ -182,6 +180,19 @@ class Executable:
         entries = [program.entries[i] for i in program.outputs]
         types = [TensorType(as_dtype(e.dtype), e.shape) for e in entries]
         return dict(zip(self.output_names, types, strict=True))
+
+    @property
+    def module(self) -> Any:
+        """The :class:`~packhorse.Module` of its compiled code; None where there is none."""
+        return self._compiled.module
+
+    @property
+    def compiled_for(self) -> str:
+        """The device string it was compiled for; empty where the artifact does not say (TVM's)."""
+        if self._artifact is not None:
+            return self._artifact.device
+        program = self._compiled.program
+        return "" if program is None else program.metadata.get("device", "")
 
     @property
     def timings(self) -> dict[str, float]:
@@ -375,62 +386,3 @@ def _host_device(wanted: DeviceLike, holds: str) -> Device:
             "compile it for that device"
         )
     return where
-
-
-def bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Positional and named inputs as arrays, by name in the model's order.
-
-    Raises
-    ------
-    ArgumentValueError
-        Too many, unknown, repeated or missing inputs.
-    ArgumentTypeError
-        Something that is no array.
-    """
-    if len(args) > len(names):
-        raise ArgumentValueError(
-            f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}"
-        )
-    feeds = {}
-    for name, value in zip(names, args, strict=False):
-        feeds[name] = value if type(value) is np.ndarray else as_array(name, value)
-    if not inputs and len(feeds) == len(names):
-        return feeds
-    for name, value in inputs.items():
-        if name not in names:
-            raise ArgumentValueError(no_such_input(name, names))
-        if name in feeds:
-            raise ArgumentValueError(f"input '{name}' was given twice, by position and by name")
-        feeds[name] = value if type(value) is np.ndarray else as_array(name, value)
-    missing = [name for name in names if name not in feeds]
-    if missing:
-        raise ArgumentValueError(
-            f"input '{missing[0]}' is missing; the model takes {', '.join(names)}"
-        )
-    return {name: feeds[name] for name in names}
-
-
-def as_array(name: str, value: Any) -> Array:
-    """One input as a NumPy array, without a copy where it is host memory already."""
-    if isinstance(value, np.ndarray):
-        return np.asarray(value)
-    if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
-    try:
-        found = np.asarray(value)
-    except ValueError as error:  # nested lists of different lengths
-        raise ArgumentTypeError(f"input '{name}' cannot be made an array: {error}") from None
-    if found.dtype.kind not in "biufcV":  # V: bfloat16 and its like
-        raise ArgumentTypeError(
-            f"input '{name}' is {type(value).__name__}; give a NumPy array, a Tensor or an "
-            "object with __dlpack__"
-        )
-    return found
-
-
-def no_such_input(name: str, names: Sequence[str]) -> str:
-    """What to say about an unknown input name."""
-    return (
-        f"there is no input '{name}'{did_you_mean(name, names)}; "
-        f"the model takes {', '.join(names) or 'none'}"
-    )

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +24,11 @@ from packhorse.errors import (
     ModelError,
     ModelFormatError,
 )
-from packhorse.executable import DeviceLike, Executable, Outputs, bind, no_such_input
+from packhorse.executable import DeviceLike, Executable, Outputs
+from packhorse.feeds import Array, bind, no_such_input
 from packhorse.graph.ir import Graph, TensorType, Value
 
 __all__ = ["Executable", "Model", "load"]
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 _CACHED_SIGNATURES = 64
 _FOLDER = "part of an artifact; load its folder: packhorse.load('{folder}')"

@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("packhorse.cli._demo", "say what type files are, with a real model, on two devices"),
     "run": ("packhorse.cli._run", "run a model or an artifact once"),
     "compile": ("packhorse.cli._compile", "compile a model into an artifact"),
-    "inspect": ("packhorse.cli._inspect", "show what is in a model or an artifact"),
+    "inspect": ("packhorse.cli._inspect", "show what is in a model, an artifact or a library"),
     "bench": ("packhorse.cli._bench", "measure a model: time, throughput, memory"),
 }
 """Command -> (module, one line of help)."""

@@ -1,41 +1,60 @@
-"""``packhorse inspect``: inputs, outputs, operators, parameters, and where each operator runs."""
+"""``packhorse inspect``: what is in a model, an artifact or a library, and where it runs."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from packhorse.cli._inputs import add_shape_options, read_signature
 from packhorse.cli._output import bytes_text, print_json, print_section, print_table
 from packhorse.cli._session import Session
+from packhorse.errors import ArtifactError, FunctionNotFound
 from packhorse.graph.ir import Graph, TensorType, subgraphs, walk
+from packhorse.model import Executable
+from packhorse.module import SUFFIXES, Module, NativeModule, load_module
 
 __all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("path", metavar="MODEL", help="a model file, or an artifact")
+    parser.add_argument("path", metavar="MODEL", help="a model file, an artifact or a library")
     parser.add_argument("--device", "-d", help="compile for it and say which device runs each node")
     add_shape_options(parser)
-    parser.add_argument("--nodes", action="store_true", help="list every node (with --device)")
+    parser.add_argument("--nodes", action="store_true", help="list every node and function")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is known of the file."""
-    session = Session(arguments.path, arguments.device)
-    compiled = session.model is None or arguments.device is not None
-    if session.model is not None and compiled:
-        session.prepare(*read_signature(session.inputs, arguments))
-    found = _describe(session, arguments.path, compiled)
+    try:
+        found = _network(arguments)
+    except (ArtifactError, FunctionNotFound) as error:
+        if Path(arguments.path).suffix not in SUFFIXES:
+            raise
+        found = _library(arguments.path, str(error))
     if arguments.json:
         print_json(found)
     else:
         _print(found, arguments.nodes)
     return 0
+
+
+def _library(path: str, why: str) -> dict[str, Any]:
+    """A library that is no model: what can be called in it, and why it cannot be run."""
+    with load_module(path) as module:
+        return {"path": path, "kind": "library", "note": why, "code": _code(module)}
+
+
+def _network(arguments: argparse.Namespace) -> dict[str, Any]:
+    session = Session(arguments.path, arguments.device)
+    compiled = session.model is None or arguments.device is not None
+    if session.model is not None and compiled:
+        session.prepare(*read_signature(session.inputs, arguments))
+    return _describe(session, arguments.path, compiled)
 
 
 def _describe(session: Session, path: str, compiled: bool) -> dict[str, Any]:
@@ -51,12 +70,41 @@ def _describe(session: Session, path: str, compiled: bool) -> dict[str, Any]:
         found["operators"] = graph.count_ops()
         found["parameters"], found["parameter_bytes"] = _parameters(graph)
     else:
-        found["outputs"] = _types(session.ready.outputs)
+        found["outputs"] = _outputs(session.ready)
+        found["code"] = _code(session.ready.module)
     if compiled:
         report = session.ready.report()
         found["device"] = session.device_name
+        found["compiled_for"] = session.ready.compiled_for
         found["nodes"] = [{"node": r.node, "device": r.device, "kernel": r.step} for r in report]
     return found
+
+
+def _code(module: Module | None) -> dict[str, Any] | None:
+    """A module of compiled code and what it imports."""
+    if module is None:
+        return None
+    return {
+        "name": module.name,
+        "kind": module.kind,
+        "abis": _abis(module),
+        "compiled_by": module.generation,
+        "functions": [_title(module, name) for name in module.functions],
+        "imports": [_code(imported) for imported in module.imports],
+    }
+
+
+def _title(module: Module, name: str) -> str:
+    known = module.signature(name) if isinstance(module, NativeModule) else None
+    return name if known is None else f"{name}({known})"
+
+
+def _abis(module: Module) -> list[str]:
+    """The ABIs its functions can be called by; packhorse's own libraries have both."""
+    also = isinstance(module, NativeModule) and any(
+        symbol.startswith("__tvm_ffi_ph_") for symbol in module.library.symbols()
+    )
+    return [*([module.abi] if module.abi else []), *(["ffi"] if also else [])]
 
 
 def _types(types: Mapping[str, TensorType]) -> list[dict[str, Any]]:
@@ -66,6 +114,12 @@ def _types(types: Mapping[str, TensorType]) -> list[dict[str, Any]]:
     ]
 
 
+def _outputs(executable: Executable) -> list[dict[str, Any]]:
+    """As :func:`_types`; what an artifact does not say (Relax) is null, dtype included."""
+    rows = _types(executable.outputs)
+    return [row if row["shape"] is not None else {**row, "dtype": None} for row in rows]
+
+
 def _parameters(graph: Graph) -> tuple[int, int]:
     """Numbers and bytes of constants, bodies of control flow included."""
     bodies = [body for node in walk(graph) for body in subgraphs(node)]
@@ -73,12 +127,18 @@ def _parameters(graph: Graph) -> tuple[int, int]:
     return sum(a.size for a in arrays), sum(a.nbytes for a in arrays)
 
 
-def _print(found: Mapping[str, Any], every_node: bool) -> None:
+def _print(found: Mapping[str, Any], every: bool) -> None:
     print(f"{found['kind']} {found['path']}")
+    if "note" in found:
+        print(f"\n{found['note']}")
     for title in ("inputs", "outputs"):
-        print_section(title)
-        rows = [(f"  {v['name']}", v["dtype"], _shape(v["shape"])) for v in found[title]]
-        print_table(("", "", ""), rows or [("  none", "", "")])
+        if title in found:
+            print_section(title)
+            rows = [
+                (f"  {v['name']}", v["dtype"] or "known after a run", _shape(v))
+                for v in found[title]
+            ]
+            print_table(("", "", ""), rows or [("  none", "", "")])
     if "operators" in found:
         count = sum(found["operators"].values())
         size = bytes_text(found["parameter_bytes"])
@@ -86,23 +146,47 @@ def _print(found: Mapping[str, Any], every_node: bool) -> None:
         print_section(f"{count} operators")
         names = [(f"  {name}", str(n)) for name, n in found["operators"].items()]
         print_table(("", ""), names)
+    if found.get("code"):
+        print_section("code")
+        _print_code(found["code"], every or found["kind"] == "library", "  ")
     if "nodes" in found:
-        _print_placement(found, every_node)
+        _print_placement(found, every)
 
 
-def _shape(shape: list[int | str] | None) -> str:
-    return "any shape" if shape is None else f"({', '.join(map(str, shape))})"
+def _print_code(code: Mapping[str, Any], every: bool, indent: str) -> None:
+    print(f"{indent}{code['name']} ({code['kind']})")
+    indent += "  "
+    if code["abis"]:
+        abis = " and ".join(code["abis"])
+        print(f"{indent}{abis} ABI, compiled by {code['compiled_by'] or 'unknown'}")
+    if code["functions"]:
+        print(f"{indent}{len(code['functions'])} functions")
+    for title in code["functions"] if every else ():
+        print(f"{indent}  {title}")
+    for imported in code["imports"]:
+        _print_code(imported, every, indent)
 
 
-def _print_placement(found: Mapping[str, Any], every_node: bool) -> None:
+def _shape(value: Mapping[str, Any]) -> str:
+    if value["shape"] is None:
+        return "any shape" if value["dtype"] else ""
+    return f"({', '.join(map(str, value['shape']))})"
+
+
+def _print_placement(found: Mapping[str, Any], every: bool) -> None:
     nodes = found["nodes"]
-    print_section(f"where it runs (compiled for {found['device']})")
+    made = found["compiled_for"] or ("" if found["kind"] == "artifact" else found["device"])
+    print_section(f"where it runs{f' (compiled for {made})' if made else ''}")
     for place, count in Counter(node["device"] for node in nodes).items():
         kernels = len({node["kernel"] for node in nodes if node["device"] == place})
-        print(f"  {place}: {count} nodes in {kernels} steps")
+        print(f"  {place}: {_count(count, 'node')} in {_count(kernels, 'step')}")
     # What runs elsewhere than asked for is always shown: visible, never silent.
-    listed = [node for node in nodes if every_node or node["device"] != found["device"]]
+    listed = [node for node in nodes if every or node["device"] != found["device"]]
     if listed:
         print()
         rows = [(f"  {node['node']}", node["device"], node["kernel"]) for node in listed]
         print_table(("  node", "device", "step"), rows)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -52,6 +52,8 @@ class Session:
         self.model: Model | None = loaded if isinstance(loaded, Model) else None
         self.executable: Executable | None = loaded if isinstance(loaded, Executable) else None
         self._wanted: Device | None = device(wanted) if wanted or self.model else None
+        if self.executable is not None:
+            self.executable = self.executable.compile(self._wanted)
         self.load_seconds = time.perf_counter() - start
         self.compile_seconds: float | None = None
 
