@@ -15,7 +15,7 @@ from codegen_kit import at, dense, to
 from export_kit import LARGE, SMALL, WRONG, compiled, library, open_device, vectors
 
 from packhorse.compiler.schedule import schedule
-from packhorse.errors import PackhorseError
+from packhorse.errors import ArgumentTypeError, ArgumentValueError
 from packhorse.kernel import Kernel
 from packhorse.kernel.expr import call
 from packhorse.module import load_module
@@ -117,12 +117,16 @@ def test_without_any_runtime(caller, abi, name):
     np.testing.assert_array_equal(y, a + b)
 
 
+def kind_of(case):
+    return ArgumentValueError if case == "size" else ArgumentTypeError
+
+
 @pytest.mark.parametrize("abi", ABIS)
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_calls_through_our_loader(kernels, abi, case):
     change, text = WRONG[case]
     function = load_module(kernels, abi=abi)["add"]
-    with pytest.raises(PackhorseError) as caught:
+    with pytest.raises(kind_of(case)) as caught:
         function(*change(*vectors()))
     assert text in str(caught.value)
 
@@ -130,7 +134,7 @@ def test_wrong_calls_through_our_loader(kernels, abi, case):
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_calls_of_what_was_just_compiled(case):
     change, text = WRONG[case]
-    with compiled({"add": SMALL}) as module, pytest.raises(PackhorseError) as caught:
+    with compiled({"add": SMALL}) as module, pytest.raises(kind_of(case)) as caught:
         module["add"](*change(*vectors()))
     assert text in str(caught.value)
 

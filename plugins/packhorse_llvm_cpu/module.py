@@ -134,7 +134,7 @@ def _fill(library: Any, names: Sequence[str]) -> None:
     """What the system's loader and load_module do for a library in a file."""
     from packhorse.native import slot_addresses
 
-    addresses = slot_addresses()
+    addresses = {**slot_addresses("ffi"), **slot_addresses()}
     for name in names:
         ctypes.c_void_p.from_address(library[name]).value = addresses.get(name, 0)
 

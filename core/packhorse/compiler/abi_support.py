@@ -404,16 +404,24 @@ ret void
 legacy:
 %last = load ptr, ptr @{LEGACY_ERROR}, align 8
 %nowhere = icmp eq ptr %last, null
-br i1 %nowhere, label %done, label %set
+br i1 %nowhere, label %kinds, label %set
 set:
 call void %last(ptr %message)
+br label %kinds
+kinds:
+%typed = load ptr, ptr @{FFI_ERROR}, align 8
+%plain = icmp eq ptr %typed, null
+br i1 %plain, label %done, label %name
+name:
+call void %typed(ptr %kind, ptr %message)
 ret void
 done:
 ret void
 }}"""
 """Puts a message together and hands it to whoever loaded the library, and to tvm-ffi.
 
-Both, since a library may be loaded by one and called by the other; who did not call forgets it."""
+Both, since a library may be loaded by one and called by the other; who did not call forgets it.
+The legacy ABI's errors have no kind: a loader that fills the other slot too gets it there."""
 
 _APPEND = """define internal ptr @ph_append(ptr %to, ptr %end, ptr %text) noinline cold {
 br label %head
