@@ -70,7 +70,9 @@ def test_the_relax_form_runs_here_too(tmp_path):
     with linear(2).compile(LLVM) as executable:
         expected = executable(x)
         executable.save(tmp_path / "deploy.so", form="relax")
-    relax = load_relax(load_module(tmp_path / "deploy.so", abi="ffi"))
+    with ph.load(tmp_path / "deploy.so") as loaded:
+        np.testing.assert_array_equal(loaded(x), expected)
+    relax = load_relax(load_module(tmp_path / "deploy.so"))
     (found,) = relax.run([x])
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(PackhorseError, match="float64"):

@@ -109,7 +109,8 @@ def find_abi(symbols: Mapping[str, Symbol]) -> tuple[AbiInfo, ...]:
         found.append(_modern(_modern_generation(symbols)))
     elif _is_0_21(symbols):
         found.append(_TRANSITIONAL)
-    return tuple(found)
+    # sorted is stable: of two ABIs the one whose modules the library holds within comes first
+    return tuple(sorted(found, key=lambda info: info.blob not in symbols))
 
 
 def choose_abi(path: Path, symbols: Mapping[str, Symbol], abi: str | None) -> AbiInfo:
