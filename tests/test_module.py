@@ -5,6 +5,8 @@ import gc
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import tempfile
 import weakref
 from pathlib import Path
@@ -175,15 +177,27 @@ def test_the_same_file_is_loaded_once(copy):
     assert Library(copy).symbol("echo") == Library(copy).symbol("echo")
 
 
+CHANGED = """
+import os, sys
+from pathlib import Path
+from packhorse.native import Library
+path, changed, replaced = map(Path, sys.argv[1:])
+first = Library(path).symbol("f")
+path.write_bytes(changed.read_bytes())  # the same inode, as a copy over it does
+second = Library(path).symbol("f")
+replaced.replace(path)  # another inode under the same name
+third = Library(path).symbol("f")
+print(len({first, second, third}), flush=True)
+os._exit(0)  # the loader runs destructors of pages that the write above took away
+"""
+
+
 def test_a_changed_file_is_loaded_again(tmp_path):
-    path = compile_c("int f(void) { return 1; }", tmp_path / "f.so")
-    first = Library(path).symbol("f")
-    changed = compile_c("int f(void) { return 2; }", tmp_path / "g.so")
-    path.write_bytes(changed.read_bytes())  # the same inode, as a copy over it does
-    second = Library(path).symbol("f")
-    assert second != first
-    compile_c("int f(void) { return 3; }", tmp_path / "h.so").replace(path)  # the same path
-    assert Library(path).symbol("f") not in (first, second)
+    files = [compile_c(f"int f(void) {{ return {i}; }}", tmp_path / f"f{i}.so") for i in range(3)]
+    command = [sys.executable, "-c", CHANGED, *map(str, files)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split() == ["3"]
 
 
 def test_library_symbols(library_path):
