@@ -100,7 +100,8 @@ class Codegen:
             except RuntimeError as error:
                 raise CompileError(
                     f"LLVM refused the code of kernel '{name}'. This is a bug of packhorse's "
-                    "code generator: please report it with the kernel", str(error)
+                    "code generator: please report it with the kernel",
+                    str(error),
                 ) from error
             builder = self._llvm.create_pass_builder(self._machine, self._tuning)
             passes = self._llvm.create_new_function_pass_manager()
