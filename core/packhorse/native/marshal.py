@@ -226,11 +226,14 @@ class Packer:
         self._objects.append(made)
         self._store(i, code, "v_handle", made)
 
-    def __del__(self) -> None:
+    # Bound early: when the interpreter ends, the module's globals may be gone before this object.
+    def __del__(
+        self, let_go: Any = let_go, release: Any = lib.ph_ffi_release, getattr: Any = getattr
+    ) -> None:
         for number in getattr(self, "_numbers", ()):
             let_go(number)
         for made in getattr(self, "_objects", ()):
-            lib.ph_ffi_release(made)
+            release(made)
 
 
 def _checked(made: int) -> int:
