@@ -146,7 +146,7 @@ def test_devices(use, name):
 
 def test_an_unfit_default_is_an_error_not_another_device(monkeypatch):
     monkeypatch.setenv("PACKHORSE_DEVICE", "nope:0")
-    refused(e.UnknownBackend, lambda: pair()(A, A), "no backend 'nope'")
+    refused(e.UnknownBackend, lambda: pair()(A, A), "PACKHORSE_DEVICE=nope:0: no backend 'nope'")
 
 
 def test_a_closed_device_is_refused():
@@ -379,6 +379,20 @@ def test_shapes_too_large_for_any_machine(device):
         lambda: linear().compile(device, shapes={"x": (2**62, 4)}),
         "'x' cannot have the shape",
     )
+
+
+@pytest.mark.parametrize("shapes", [{"x": 5}, {"x": None}, [(5, 4)], "x", 5])
+def test_shapes_that_are_none(shapes):
+    refused(
+        e.ArgumentTypeError,
+        lambda: linear().compile("cpu", shapes=shapes),
+        "give sizes by name of the input",
+    )
+
+
+def test_save_without_a_path():
+    with linear().compile(LLVM, shapes=SHAPES) as made:
+        refused(e.ArgumentTypeError, lambda: made.save(None), "takes a path, not NoneType")
 
 
 # ---------------------------------------------------------------- artifacts

@@ -128,6 +128,8 @@ def test_a_file_that_is_no_library(tmp_path, capsys):
 
 
 def test_errors(model, tmp_path, capsys):
+    assert cli.main(["inspect", model, "--shape", "x=1,8"]) == 2
+    assert "add the device" in capsys.readouterr().err
     assert cli.main(["inspect", model, "--device", "cpu"]) == 2
     assert "--shape x=1,8" in capsys.readouterr().err
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x07broken")

@@ -151,6 +151,8 @@ def test_shapes():
     for options, says in (
         ([], "--shape image=1,3,4,4"),
         (["image=a,b"], "is not a shape"),
+        (["image=1,3,,4"], "is not a shape"),
+        (["image=1,3,4,x"], "is not a shape"),
         (["img=1,3,4,4"], "did you mean 'image'"),
         (["image=1,3,4"], "does not fit"),
         (["image=1,3,4,4", "image=1,3,4,4"], "twice"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 from onnx import TensorProto, helper
 
 import packhorse as ph

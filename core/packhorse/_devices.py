@@ -60,8 +60,8 @@ class Devices:
         if known is not None and not known.closed:
             return known
         if name is None:
-            name = _config.setting("PACKHORSE_DEVICE") or "auto"
-        elif not isinstance(name, str):
+            return self._default()
+        if not isinstance(name, str):
             return _as_device(name)
         choice = parse_choice(name)
         if len(choice) > 1:
@@ -73,6 +73,17 @@ class Devices:
         if len(self._texts) < 4096:  # strings may come from outside: bound what they can fill
             self._texts[name] = device
         return device
+
+    def _default(self) -> Device:
+        """What the environment names, else the best; errors say where the name stands."""
+        name = _config.setting("PACKHORSE_DEVICE")
+        if name is None:
+            return self.open("auto")
+        try:
+            return self.open(name)
+        except DeviceError as error:
+            error.args = (f"PACKHORSE_DEVICE={name}: {error}", *error.args[1:])
+            raise
 
     def rows(self, probe: bool = False, timeout: float = _PROBE_SECONDS) -> list[DeviceInfo]:
         """See :func:`packhorse.device.devices`."""

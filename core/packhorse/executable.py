@@ -17,6 +17,7 @@ from packhorse.compiler.result import Compiled, NodeReport
 from packhorse.device import Device, device
 from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import (
+    ArgumentTypeError,
     ArgumentValueError,
     ArtifactError,
     CompileError,
@@ -259,6 +260,8 @@ class Executable:
         from packhorse.artifact import Artifact, save_artifact
 
         self._require_open()
+        if not isinstance(path, (str, os.PathLike)):
+            raise ArgumentTypeError(f"save takes a path, not {type(path).__name__}")
         if form not in ("graph", "relax") or (form == "relax" and Path(path).suffix != ".so"):
             raise ArgumentValueError(
                 f"form is '{form}' and the path '{path}'; form is 'graph', or for one library "

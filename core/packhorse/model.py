@@ -171,9 +171,11 @@ class Model:
         ------
         ArgumentValueError
             A symbolic dimension has no size, or a shape does not fit.
+        ArgumentTypeError
+            ``shapes`` is no mapping of names to sequences.
         """
         feeds: dict[str, Array] = {}
-        given = dict(shapes or {})
+        given = _sizes(shapes or {})
         fixed = {name: np.asarray(value) for name, value in (values or {}).items()}
         for unknown in (given.keys() | fixed.keys()) - set(self._names):
             raise ArgumentValueError(no_such_input(unknown, self._names))
@@ -272,6 +274,17 @@ class Model:
                 self._ready.pop(next(iter(self._ready)))  # its last caller frees it
             self._ready[signature] = executable
             return executable
+
+
+def _sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[Any, ...]]:
+    """``shapes`` of :meth:`Model.compile` as tuples; names and sizes are looked at later."""
+    try:
+        return {name: tuple(shape) for name, shape in shapes.items()}
+    except (AttributeError, TypeError):
+        raise ArgumentTypeError(
+            f"shapes is {shapes!r:.60}; give sizes by name of the input: "
+            "compile(..., shapes={'image': (1, 3, 224, 224)})"
+        ) from None
 
 
 def _check(inputs: Sequence[Value], feeds: Mapping[str, Array]) -> dict[str, TensorType]:

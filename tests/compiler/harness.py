@@ -90,7 +90,7 @@ def run_build(graph, feeds, scheduler=block_packer):
     for e in program.inputs:
         flat(e)[:] = feeds[program.entries[e].name].ravel()
     for e in program.params:
-        flat(e)[:] = params[program.entries[e].name]
+        flat(e)[:] = params[program.entries[e].name].ravel()
     for once in (True, False):
         for step in program.steps:
             if step.once != once:

@@ -44,6 +44,15 @@ def test_a_chain_of_maps_is_one_kernel():
     assert len(kernels(build)) == 1
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2])
+@pytest.mark.parametrize("outputs", [["out"], ["out", "a"], ["a", "out"]])
+def test_an_output_has_its_own_shape_whatever_memory_it_is_a_view_of(rows, outputs):
+    graph = graph_of(
+        [node("Relu", "x", "a"), node("Flatten", "a", "out")], {"x": f32(rows, 3, 4)}, outputs
+    )
+    check(graph)
+
+
 def test_a_value_read_twice_that_meets_again_is_computed_once():
     graph = graph_of(
         [node("MatMul", "x w", "h"), node("Sigmoid", "h", "s"), node("Mul", "h s", "out")],

@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure each device and print a row for each."""
     no_runs = arguments.runs is not None and arguments.runs < 1
-    if no_runs or arguments.warmup < 0 or arguments.seconds <= 0:
+    if no_runs or arguments.warmup < 0 or not arguments.seconds > 0:
         raise ArgumentValueError("--runs and --seconds must be positive, --warmup at least 0")
     names = arguments.device.split(",") if arguments.device else [None]
     rows = [_measure(arguments, name) for name in names]

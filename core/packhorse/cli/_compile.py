@@ -24,7 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o",
         required=True,
         metavar="PATH",
-        help="a folder for deploy.json, deploy.params and deploy.so, or a file NAME.packhorse",
+        help="a folder for deploy.json, deploy.params and deploy.so, a file NAME.packhorse, or a "
+        "library NAME.so that holds everything",
     )
     add_shape_options(parser)
 

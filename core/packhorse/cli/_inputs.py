@@ -124,7 +124,8 @@ def read_shapes(inputs: Inputs, options: Sequence[str]) -> dict[str, tuple[int, 
         if name in shapes:
             raise ArgumentValueError(f"the shape of input '{name}' is given twice")
         try:
-            shapes[name] = tuple(int(size) for size in re.split("[,x]", text) if size)
+            sizes = re.split("[,x]", text.removesuffix(",")) if text else []
+            shapes[name] = tuple(int(size) for size in sizes)
         except ValueError:
             raise ArgumentValueError(
                 f"'{text}' is not a shape; write the sizes with commas: --shape {name}=1,3,224,224"

@@ -11,7 +11,7 @@ from typing import Any
 from packhorse.cli._inputs import add_shape_options, read_signature
 from packhorse.cli._output import bytes_text, print_json, print_section, print_table
 from packhorse.cli._session import Session
-from packhorse.errors import ArtifactError, FunctionNotFound
+from packhorse.errors import ArgumentValueError, ArtifactError, FunctionNotFound
 from packhorse.graph.ir import Graph, TensorType, subgraphs, walk
 from packhorse.model import Executable
 from packhorse.module import SUFFIXES, Module, NativeModule, load_module
@@ -51,6 +51,10 @@ def _library(path: str, why: str) -> dict[str, Any]:
 
 def _network(arguments: argparse.Namespace) -> dict[str, Any]:
     session = Session(arguments.path, arguments.device)
+    if session.model is not None and not arguments.device and (arguments.shape or arguments.value):
+        raise ArgumentValueError(
+            "--shape and --value say for what to compile; add the device: --device llvm-cpu"
+        )
     compiled = session.model is None or arguments.device is not None
     if session.model is not None and compiled:
         session.prepare(*read_signature(session.inputs, arguments))

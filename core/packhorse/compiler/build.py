@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from packhorse.compiler.context import Context
 from packhorse.compiler.emitter import Build, Emitted, Emitter, Scheduler
 from packhorse.compiler.fusion import Regions, contractions, too_costly, wasteful
@@ -16,7 +18,8 @@ from packhorse.compiler.operands import ConstOperand, LazyOperand, Place, Stored
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import Graph, Node
 from packhorse.kernel.expr import cast
-from packhorse.kernel.kernel import Store, contiguous
+from packhorse.kernel.kernel import Buffer, Store, contiguous
+from packhorse.kernel.layout import numpy_dtype
 from packhorse.kernel.lowering import Lazy, Lowered, Operand, Piece, Pieces, axes_of
 from packhorse.ops import registry
 
@@ -49,7 +52,23 @@ class Builder(Emitter):
                 self._node(node)
         for value in self.graph.outputs:
             self._output(value.name)
+        self._give_empty()
         return self.out
+
+    def _give_empty(self) -> None:
+        """What no kernel wrote has no elements; who reads it gets it as a parameter."""
+        known = {*(value.name for value in self.graph.inputs), *self.out.params}
+
+        def give(wanted: set[str]) -> None:
+            for root in sorted(wanted - known):
+                buffer = self.out.roots[root]
+                self.out.params[root] = (np.empty(buffer.shape, numpy_dtype(buffer.dtype)), buffer)
+                known.add(root)
+
+        for step in self.out.steps:
+            give({root for root in step.reads if root})
+            known.update(step.writes)
+        give({*self.out.results.values()})
 
     def operand(self, name: str) -> Operand | None:
         """The operand of a value name; None for an elided input."""
@@ -154,11 +173,7 @@ class Builder(Emitter):
         operand = self.operand(name)
         assert operand is not None
         rows = contiguous(operand.shape, operand.dtype)
-        own = isinstance(operand, StoredOperand) and operand.where.root not in {
-            *(v.name for v in self.graph.inputs),
-            *self.out.results.values(),
-        }
-        if not (own and isinstance(operand, StoredOperand) and operand.where.buffer == rows):
+        if not (isinstance(operand, StoredOperand) and self._may_give(operand.where, rows)):
             self.nodes = self.fused.get(name, ())
             copy = Lazy(operand.shape, operand.dtype, operand.at(axes_of(len(operand.shape))))
             operand = StoredOperand(
@@ -166,6 +181,16 @@ class Builder(Emitter):
             )
         assert isinstance(operand, StoredOperand)
         self.out.results[name] = operand.where.root
+        self.out.roots[operand.where.root] = rows  # it may have been made under another shape
+
+    def _may_give(self, place: Place, rows: Buffer) -> bool:
+        """Whether memory can be handed out as an output: row-major, and nobody else's."""
+        theirs = {*(value.name for value in self.graph.inputs), *self.out.results.values()}
+        if place.buffer != rows or place.root in theirs:
+            return False
+        hosts = (step for step in self.out.steps if step.host is not None)
+        shaped = self.out.roots[place.root].shape == rows.shape
+        return shaped or not any(place.root in (*step.reads, *step.writes) for step in hosts)
 
     def _host(self, node: Node) -> None:
         """Run a node by its NumPy reference: row-major in, row-major out."""

@@ -34,7 +34,7 @@ def link(build: Build, metadata: Mapping[str, str]) -> Program:
     entries: list[Entry] = []
     current: dict[str, int] = {}
 
-    shaped = {*inputs, *results, *_host_roots(build)}
+    shaped = _shaped(build)
 
     def entry(root: str) -> int:
         buffer = build.roots[root]
@@ -47,12 +47,11 @@ def link(build: Build, metadata: Mapping[str, str]) -> Program:
         entry(name)
     steps = []
     for emitted in build.steps:
-        # what no kernel wrote has no elements
-        reads = tuple(current[r] if r in current else entry(r) for r in emitted.reads if r)
+        reads = tuple(current[r] for r in emitted.reads if r)
         writes = tuple(entry(w) for w in emitted.writes if w)
         attrs = encode(emitted.host) if emitted.host is not None else {}
         steps.append(Step(emitted.function, reads, writes, emitted.label, emitted.once, attrs))
-    outputs = tuple(current[r] if r in current else entry(r) for r in results)
+    outputs = tuple(current[r] for r in results)
     return Program(
         name=graph.name,
         entries=tuple(entries),
@@ -72,7 +71,7 @@ def pack_params(build: Build) -> dict[str, Array]:
     ones would not get. Very large ones that are laid out right already stay where they are: a
     table of gigabytes, of which a run reads some rows, is neither read nor held twice.
     """
-    shaped = _host_roots(build)
+    shaped = _shaped(build)
     packed = {n: a.reshape(-1) for n, (a, b) in build.params.items() if _stays(a, b)}
     rest = {name: param for name, param in build.params.items() if name not in packed}
     sizes = {name: -(-_nbytes(buffer) // 128) * 128 for name, (_, buffer) in rest.items()}
@@ -97,9 +96,10 @@ def _stays(array: Array, buffer: Buffer) -> bool:
     )
 
 
-def _host_roots(build: Build) -> set[str]:
-    """What steps of the host touch: kernels address flat memory, references want shapes."""
-    return {root for step in build.steps if step.host for root in _roots(step)}
+def _shaped(build: Build) -> set[str]:
+    """What callers and steps of the host see: kernels address flat memory, those want shapes."""
+    hosts = (root for step in build.steps if step.host for root in _roots(step))
+    return {*(value.name for value in build.graph.inputs), *build.results.values(), *hosts}
 
 
 def _intervals(build: Build) -> list[Interval]:

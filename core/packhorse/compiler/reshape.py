@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from packhorse.kernel.expr import Affine, affine
-from packhorse.kernel.kernel import Buffer, Dim
+from packhorse.kernel.kernel import Buffer, Dim, contiguous
 
 __all__ = ["reshape_index", "reshape_strides"]
 
@@ -58,7 +59,9 @@ def reshape_index(old: Sequence[int], new: Sequence[int]) -> list[Affine] | None
 def reshape_strides(buffer: Buffer, new: Sequence[int]) -> Buffer | None:
     """The buffer under another shape (row-major element order), or None where it needs a copy."""
     old = buffer.shape
-    if 0 in old or any(d.block for d in buffer.dims):
+    if 0 in old:  # no element lies anywhere
+        return replace(buffer, shape=tuple(new), dims=contiguous(new, buffer.dtype).dims)
+    if any(d.block for d in buffer.dims):
         return None
     dims = [Dim(1)] * len(new)
     for left, right in _groups(old, new):
