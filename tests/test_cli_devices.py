@@ -79,7 +79,7 @@ def test_doctor_json(capsys, monkeypatch, fresh):
     assert cli.main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     checks = {row["device"]: row["verdict"] for row in report["Devices"]}
-    assert checks == {"cpu:0": "PASS", "llvm-cpu:0": "skip"}
+    assert checks == {"cpu:0": "PASS", "llvm-cpu:0": "skip", "opencl:0": "skip"}
     assert report["Versions"]["packhorse"]
     assert report["Host"]["threads used"].isdigit()
 

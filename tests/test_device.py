@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from packhorse import _config
+from packhorse._devices import Devices
 from packhorse.cpu import HostDevice
 from packhorse.device import (
     CAPABILITIES,
@@ -29,6 +30,7 @@ from packhorse.errors import (
     DeviceUnavailable,
     UnknownBackend,
 )
+from packhorse.plugin.manager import PluginManager
 
 
 def test_the_canonical_string_is_the_identity():
@@ -70,7 +72,6 @@ def test_closing_forgets_the_device():
         ("cpu?threads=0", DeviceStringError, "at least 1"),
         ("cpuu", UnknownBackend, "did you mean 'cpu'?"),
         ("nothing,nowhere", DeviceUnavailable, "no backend 'nowhere'"),
-        ("auto:gpu", DeviceUnavailable, "auto:gpu"),
         ("rpc://host/cpu", UnknownBackend, "no backend 'rpc'"),
         (7, ArgumentTypeError, "not int"),
     ],
@@ -79,6 +80,11 @@ def test_refusals(name, kind, words):
     with pytest.raises(kind) as caught:
         device(name)
     assert words in str(caught.value)
+
+
+def test_no_gpu_is_an_error():
+    with pytest.raises(DeviceUnavailable, match="auto:gpu"):
+        Devices(PluginManager([])).open("auto:gpu")
 
 
 def test_a_list_passes_over_what_is_not_there_and_says_so(caplog):

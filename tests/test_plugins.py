@@ -113,7 +113,8 @@ def test_known_but_not_installed_gives_the_pip_line():
     assert "pip install 'packhorse[llvm-cpu]'" in text
     rows = devices.rows(probe=True)
     assert [(r.device, r.status, r.fix) for r in rows] == [
-        ("llvm-cpu:0", "not installed", "pip install 'packhorse[llvm-cpu]'")
+        (f"{name}:0", "not installed", f"pip install 'packhorse[{name}]'")
+        for name in ("llvm-cpu", "opencl")
     ]
 
 

@@ -17,6 +17,7 @@ from packhorse.compiler.result import Compiled, NodeReport
 from packhorse.compiler.specialize import specialize
 from packhorse.device import Device
 from packhorse.errors import DeviceMemoryError, UnsupportedOperator
+from packhorse.graph.device_executor import DeviceExecutor
 from packhorse.graph.executor import GraphExecutor
 from packhorse.graph.ir import Graph, TensorType
 from packhorse.graph.program import Program
@@ -74,12 +75,20 @@ def compile_graph(
     functions = [(name, kernel, plan) for name, (kernel, plan) in build.functions.items()]
     module = device.compile(functions)  # type: ignore[attr-defined]
     clock.lap("generate code")
-    executor = GraphExecutor(
-        program, module, params, threads=getattr(device, "threads", 0), host=run_step
-    )
+    executor = _executor(program, module, params, device)
     clock.lap("link")
     _log.info("compiled '%s' for %s in %.2f s", graph.name, device.name, clock.total)
     return Compiled(executor, _report(build, device), program, module, params, clock.laps)
+
+
+def _executor(
+    program: Program, module: Any, params: Mapping[str, Array], device: Device
+) -> GraphExecutor:
+    """What runs the program: on host memory by native plans, else by the device's queue."""
+    if not device.info.is_host:
+        return DeviceExecutor(program, module, params, device, host=run_step)
+    threads = getattr(device, "threads", 0)
+    return GraphExecutor(program, module, params, threads=threads, host=run_step)
 
 
 def _check_memory(program: Program, device: Device) -> None:
@@ -93,14 +102,27 @@ def _check_memory(program: Program, device: Device) -> None:
 
 
 def _scheduler(device: Device) -> Scheduler:
-    """Schedules and packs for the device's target."""
-    from packhorse.compiler.schedule import pack_constants, schedule
-
+    """Schedules and packs for the device's target; without one kernels come as they are."""
+    if "target" not in device.capabilities:
+        return lambda kernel: (None, {})
     target = device.target  # type: ignore[attr-defined]
+    if target.kind == "gpu":
+        return _gpu_scheduler(target)
+    from packhorse.compiler.schedule import pack_constants, schedule
 
     def plan(kernel: Kernel) -> tuple[Any, dict[str, Buffer]]:
         chosen = schedule(kernel, target)
         return chosen, pack_constants(kernel, chosen)
+
+    return plan
+
+
+def _gpu_scheduler(target: Any) -> Scheduler:
+    from packhorse.compiler.gpu_schedule import gpu_schedule, pack_gpu
+
+    def plan(kernel: Kernel) -> tuple[Any, dict[str, Buffer]]:
+        chosen = gpu_schedule(kernel, target)
+        return chosen, pack_gpu(kernel, chosen)
 
     return plan
 

@@ -52,6 +52,9 @@ KNOWN: Mapping[tuple[str, str], Known] = {
     ("packhorse.backends", "llvm-cpu"): Known(
         "llvm-cpu", "llvmlite", "this machine's CPU, kernels compiled with LLVM"
     ),
+    ("packhorse.backends", "opencl"): Known(
+        "opencl", "pyopencl", "any device with an OpenCL driver"
+    ),
     ("packhorse.frontends", "onnx"): Known("onnx", "onnx", "ONNX models"),
 }
 """What to install for words that are not installed: (group, name) -> extra."""

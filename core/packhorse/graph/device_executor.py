@@ -1,0 +1,269 @@
+"""DeviceExecutor: runs a Program whose tensors lie in a device's own memory.
+
+Storages are allocated on the device and weights uploaded once. A run uploads the inputs, queues
+every kernel without waiting for any, and downloads the outputs. A step of the host gets copies of
+what it reads, and what it writes is uploaded only if a kernel reads it: :meth:`report` counts
+these copies.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from packhorse.device import Device, Memory
+from packhorse.errors import ArgumentValueError, ArtifactError, DeviceClosed
+from packhorse.graph._segments import HOST_PREFIX, ExecutorReport, HostRunner, ModuleLike
+from packhorse.graph._storage import Array, entry_dtype
+from packhorse.graph._storage import _weights as checked_weights
+from packhorse.graph.executor import GraphExecutor, Inputs
+from packhorse.graph.program import NOP, Program, Step, check
+
+__all__ = ["DeviceExecutor", "DeviceFunction", "DeviceReport"]
+
+_Call: TypeAlias = tuple[Step, Callable[[], Any]]
+
+
+class DeviceFunction(Protocol):
+    """What the module of a device's kernels gives."""
+
+    def bind_memory(self, blocks: Sequence[Memory]) -> Callable[[], Any]:
+        """A call without arguments that queues the kernel on these blocks, in argument order."""
+
+
+@dataclass(frozen=True)
+class DeviceReport(ExecutorReport):
+    """What an executor consists of; ``copies`` are the (step, bytes down, bytes up) of each step
+    of the host in a run, inputs and outputs of the program not counted."""
+
+    copies: tuple[tuple[str, int, int], ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"copies for {n}: {down} bytes down, {up} up" for n, down, up in self.copies]
+        return "\n".join([super().__str__(), *lines])
+
+
+class DeviceExecutor(GraphExecutor):
+    """Runs a Program on a device; used like a :class:`GraphExecutor`.
+
+    Parameters
+    ----------
+    program : Program
+        What to run.
+    module : Module
+        Where the kernels are: functions with ``bind_memory``.
+    params : mapping of str to ndarray
+        The weights by name, uploaded here.
+    device : Device
+        Whose memory is used; its queue runs calls in order.
+    host : callable, optional
+        ``host(step, inputs, outputs)`` runs the steps ``packhorse.op.*``.
+
+    Raises
+    ------
+    ArgumentTypeError, ArgumentValueError
+        A param is missing or does not fit.
+    ArtifactError
+        The program cannot be run, or not on this device.
+    DeviceMemoryError
+        The device is out of memory.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        module: ModuleLike,
+        params: Mapping[str, Array],
+        device: Device,
+        *,
+        host: HostRunner | None = None,
+    ) -> None:
+        check(program)
+        self.program, self._device, self._host = program, device, host
+        self._lock, self._closed = threading.Lock(), False
+        self._keep = module
+        self._params = {i: params[program.entries[i].name] for i in program.params
+                        if program.entries[i].name in params}  # fmt: skip
+        self._mirror: dict[int, Array] = {}
+        """Entries that steps of the host wrote in this run."""
+        self._needed = self._read_by_kernels()
+        self._blocks: dict[int, Memory] = {}
+        try:
+            self._allocate(params)
+            once = [step for step in program.steps if step.once]
+            for _, call in self._bound(once, module):
+                call()
+            steps = [step for step in program.steps if not step.once]
+            self._queue: list[_Call] = list(self._bound(steps, module))
+        except BaseException:
+            self._free()
+            raise
+        entries = program.entries
+        self._in = [
+            (entries[i].name, entry_dtype(entries[i]), entries[i].shape, (), None, None, 0, i)
+            for i in program.inputs
+        ]
+        self._report = self._counted(len(once))
+
+    def _allocate(self, params: Mapping[str, Array]) -> None:
+        weights = checked_weights(self.program, params)
+        for storage, nbytes in self.program.storage_bytes().items():
+            self._blocks[storage] = self._device.allocate(nbytes)
+        for storage, array in weights.items():
+            self._device.copy_from_host(self._blocks[storage], array)
+
+    def _read_by_kernels(self) -> set[int]:
+        """Entries that must be on the device."""
+        steps = [s for s in self.program.steps if not s.function.startswith(HOST_PREFIX)]
+        return {i for step in steps for i in step.inputs}
+
+    def _bound(self, steps: Sequence[Step], module: ModuleLike) -> Iterator[_Call]:
+        entries = self.program.entries
+        for step in steps:
+            if step.function == NOP:
+                continue
+            if step.function.startswith(HOST_PREFIX) and self._host is not None:
+                # no bound method: that cycle would keep the memory until a collection
+                yield step, partial(_call_host, self._host, step, self._state())
+                continue
+            function = module.get_function(step.function)
+            if not hasattr(function, "bind_memory"):
+                raise ArtifactError(
+                    f"step '{step.name}' calls '{step.function}', which is no kernel of "
+                    f"{self._device.name}. Compile the model for this device"
+                )
+            numbers = (*step.inputs, *step.outputs)
+            yield step, function.bind_memory([self._blocks[entries[i].storage] for i in numbers])
+
+    def _state(self) -> _State:
+        return _State(
+            self.program, self._device, self._blocks, self._params, self._mirror, self._needed
+        )
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """Run the program: inputs up, all kernels queued, outputs down.
+
+        Parameters, results and errors as for :meth:`GraphExecutor.run`.
+        """
+        with self._lock:
+            self._upload(inputs)
+            for _, call in self._queue:
+                call()
+            return self._download()
+
+    def _upload(self, inputs: Inputs) -> None:
+        if self._closed:
+            raise DeviceClosed("this executor was closed; create another to run the program")
+        named = inputs if type(inputs) is dict else self._by_name(inputs)
+        if len(named) != len(self._in):
+            self._refuse_names(named)
+        accepted = [(row[-1], self._accept(named, *row[:3])) for row in self._in]
+        self._mirror.clear()
+        for number, array in accepted:
+            block = self._blocks[self.program.entries[number].storage]
+            self._device.copy_from_host(block, array)
+
+    def _download(self) -> list[Array]:
+        found = []
+        state = self._state()
+        for number in self.program.outputs:
+            array = state.read(number)
+            found.append(array.copy() if number in self._mirror else array)
+        self._mirror.clear()
+        return found
+
+    def profile(self, inputs: Inputs, repeat: int = 10) -> list[tuple[str, str, float]]:
+        """Time every step, waiting for each: (step name, function, median microseconds).
+
+        Raises as :meth:`run`; ArgumentValueError when ``repeat`` is less than 1.
+        """
+        if repeat < 1:
+            raise ArgumentValueError(f"repeat must be at least 1, found {repeat}")
+        rounds: list[list[float]] = []
+        with self._lock:
+            for _ in range(repeat):
+                self._upload(inputs)
+                rounds.append([self._timed(call) for _, call in self._queue])
+        return [
+            (step.name, step.function, median(times))
+            for (step, _), times in zip(self._queue, zip(*rounds, strict=True), strict=True)
+        ]
+
+    def _timed(self, call: Callable[[], Any]) -> float:
+        self._device.synchronize()
+        start = time.perf_counter_ns()
+        call()
+        self._device.synchronize()
+        return (time.perf_counter_ns() - start) * 1e-3
+
+    def _counted(self, once: int) -> DeviceReport:
+        hosts = [s for s, _ in self._queue if s.function.startswith(HOST_PREFIX)]
+        kernels = len(self._queue) - len(hosts)
+        entries = self.program.entries
+        weights = sum(entries[i].nbytes for i in self.program.params)
+        total = sum(block.nbytes for block in self._blocks.values())
+        made = {i for s in hosts for i in s.outputs} | set(self.program.params)
+        copies = tuple(
+            (s.name, sum(entries[i].nbytes for i in set(s.inputs) - made),
+             sum(entries[i].nbytes for i in s.outputs if i in self._needed))
+            for s in hosts
+        )  # fmt: skip
+        return DeviceReport(
+            self.program.name, total - weights, weights, kernels, kernels, once,
+            tuple((s.name, s.function) for s in hosts), copies,
+        )  # fmt: skip
+
+    def _free(self) -> None:
+        for block in self._blocks.values():
+            block.close()
+        self._blocks.clear()
+
+    def close(self) -> None:
+        """Free the device memory; waits for a run in progress. Closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            self._queue, self._in = [], []
+            self._params, self._keep = {}, None
+            self._mirror.clear()
+            self._free()
+
+
+@dataclass
+class _State:
+    """What a step of the host reaches: tensors by entry number."""
+
+    program: Program
+    device: Device
+    blocks: dict[int, Memory]
+    params: dict[int, Array]
+    mirror: dict[int, Array]
+    needed: set[int]
+
+    def read(self, number: int) -> Array:
+        """An entry's value: where the host has it already, else a copy."""
+        entry = self.program.entries[number]
+        for known in (self.mirror, self.params):
+            if number in known:
+                return np.asarray(known[number]).reshape(entry.shape)
+        array = np.empty(entry.shape, entry_dtype(entry))
+        self.device.copy_to_host(self.blocks[entry.storage], array)
+        return array
+
+
+def _call_host(host: HostRunner, step: Step, state: _State) -> None:
+    program = state.program
+    inputs = [state.read(i) for i in step.inputs]
+    outputs = [np.empty(program.entries[i].shape, entry_dtype(program.entries[i]))
+               for i in step.outputs]  # fmt: skip
+    host(step, inputs, outputs)
+    for number, array in zip(step.outputs, outputs, strict=True):
+        state.mirror[number] = array
+        if number in state.needed:
+            state.device.copy_from_host(state.blocks[program.entries[number].storage], array)
