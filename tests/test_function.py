@@ -169,9 +169,11 @@ def test_native_handles_are_opaque(module):
         ("a\0b", ArgumentValueError, "NUL"),
         (object(), ArgumentTypeError, "argument 0 of function 'echo' is of type object"),
         ([1], ArgumentTypeError, "argument 0 of function 'echo' is of type list"),
-        (np.array(["a"]), ArgumentTypeError, "unknown dtype"),
+        (np.array(["a"]), ArgumentTypeError, "argument 0: unknown dtype 'str"),
+        (np.array([None, 1])[::-1], ArgumentTypeError, "argument 0: unknown dtype 'object'"),
+        (np.ones(3, ">f4"), ArgumentTypeError, "argument 0: dtype 'float32' in foreign byte"),
     ],
-    ids=["big", "nul", "object", "list", "strings"],
+    ids=["big", "nul", "object", "list", "strings", "objects", "byte order"],
 )
 def test_native_refuses(module, value, error, match):
     with pytest.raises(error, match=match):

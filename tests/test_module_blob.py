@@ -167,7 +167,11 @@ def test_modern_trees():
             "53 are left",
         ),
         (legacy((FACTORY[0], text("{}") + u64(1) + listed([]))), "0 names but 1 arrays"),
-        (legacy((FACTORY[0], text("{}") + u64(2) + listed(["a", "a"]))), "have the same name"),
+        (
+            legacy((FACTORY[0], text("{}") + u64(2) + listed(["a", "a"]) + bytes(80))),
+            "have the same name",
+        ),
+        (legacy((FACTORY[0], text("{}") + u64(2) + listed(["a", "b"]))), "more than 18 bytes"),
     ],
 )
 def test_damaged_legacy_blobs(blob, match):

@@ -229,6 +229,15 @@ def test_closing(modules):
     assert "closed" in repr(executable)
 
 
+def test_the_file_is_not_kept_beside_what_was_read_of_it():
+    module = library("convnet")
+    first = load_relax(module)
+    assert not module.payload.data
+    x = load("convnet", "in_data")
+    for again in (load_relax(module), first):  # nor needed for another executable
+        np.testing.assert_array_equal(again.run([x])[0], load("convnet", "out_0"))
+
+
 def test_a_compiled_executable_is_refused_and_can_be_listed():
     module = library("dyn_compiled")
     with pytest.raises(ArtifactError, match=r'exec_mode="compiled".*exec_mode="bytecode"'):

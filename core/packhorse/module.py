@@ -193,7 +193,7 @@ class EmbeddedModule(Module):
     Attributes
     ----------
     payload : Payload
-        What :mod:`packhorse.module_blob` read of it.
+        What :mod:`packhorse.module_blob` read of it. Bytecode is let go of once it was parsed.
     """
 
     def __init__(self, kind: str, payload: Payload, imports: Sequence[Module] = ()) -> None:

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from packhorse.errors import ArtifactError
-from packhorse.module_blob_reader import Array, BlobReader, FunctionInfo
+from packhorse.module_blob_reader import SMALLEST_ARRAY, Array, BlobReader, FunctionInfo
 
 __all__ = [
     "LIBRARY",
@@ -171,12 +171,12 @@ def _webgpu(r: BlobReader) -> Payload:
 def _factory(r: BlobReader) -> Payload:
     graph = r.text("graph JSON")
     count = r.count("number of parameters", 8)
-    params = r.arrays(r.texts("parameter name"), count)
+    params = r.arrays(r.texts("parameter name", SMALLEST_ARRAY), count)
     return Factory(graph, params, r.text("module name"))
 
 
 def _constants(r: BlobReader) -> Payload:
-    constants = r.texts("constant name")
+    constants = r.texts("constant name", SMALLEST_ARRAY)
     arrays = r.arrays(constants, r.count("number of constants", 8))
     names = r.texts("function name")
     count = r.count("number of constant lists", 8)

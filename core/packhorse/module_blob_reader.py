@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from packhorse.dtype import from_dlpack_code
 from packhorse.errors import ArgumentTypeError, ArtifactError
 
-__all__ = ["Array", "BlobReader", "FunctionInfo"]
+__all__ = ["SMALLEST_ARRAY", "Array", "BlobReader", "FunctionInfo"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -21,6 +21,8 @@ T = TypeVar("T")
 _WORD = struct.Struct("<Q")
 _DTYPE = struct.Struct("<BBH")
 _ARRAY_HEAD = struct.Struct("<QQiiiBBH")
+SMALLEST_ARRAY = _ARRAY_HEAD.size + 8
+"""Bytes of an array without elements."""
 _ARRAY_MAGIC = 0xDD5E40F096B4A13F
 _MAX_RANK = 32
 _CPU = 1
@@ -119,9 +121,9 @@ class BlobReader:
         except UnicodeDecodeError:
             raise self.error(f"{what} is not UTF-8", start) from None
 
-    def texts(self, what: str) -> list[str]:
-        """A list of strings."""
-        return [self.text(what) for _ in range(self.count(f"number of {what}s", 8))]
+    def texts(self, what: str, more: int = 0) -> list[str]:
+        """A list of strings; ``more`` bytes at least must follow later for each."""
+        return [self.text(what) for _ in range(self.count(f"number of {what}s", 8 + more))]
 
     def mapping(self, what: str, read: Callable[[str], T]) -> dict[str, T]:
         """A map of strings to what ``read`` reads."""
@@ -134,10 +136,10 @@ class BlobReader:
     def functions(self) -> Mapping[str, FunctionInfo]:
         """A map of names to FunctionInfo."""
         found = self.mapping("function", self._function)
-        return {
-            name: info if info.name else FunctionInfo(name, *_rest(info))
-            for name, info in found.items()
-        }
+        for name, info in found.items():
+            if not info.name:
+                found[name] = replace(info, name=name)
+        return found
 
     def _function(self, what: str) -> FunctionInfo:
         name = self.text("function name")
@@ -176,14 +178,10 @@ class BlobReader:
             raise self.error(f"{what} has {nbytes} bytes for {dtype}{shape}", start)
         if nbytes == 0 and math.prod(d for d in shape if d) >= 1 << 62:
             raise self.error(f"{what} has the impossible shape {shape}", start)
-        raw = np.frombuffer(self.take(nbytes, what), np.uint8)
-        made = raw.view(dtype).reshape(shape) if nbytes else np.empty(shape, dtype)
+        raw = self.take(nbytes, what)
+        made = np.ndarray(shape, dtype, raw) if nbytes else np.empty(shape, dtype)
         made.flags.writeable = False
         return made
-
-
-def _rest(info: FunctionInfo) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
-    return info.arg_types, info.launch_tags, info.extra_tags
 
 
 def _type_name(code: int, bits: int, lanes: int) -> str:

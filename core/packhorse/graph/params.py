@@ -95,7 +95,7 @@ def load_params(source: bytes | memoryview) -> dict[str, Array]:
         The file holds bfloat16 or narrower floats and ml_dtypes is not installed.
     """
     reader = _Reader(memoryview(source).cast("B"))
-    names = reader.names()
+    names = reader.names(_SMALLEST_ARRAY)
     start = reader.offset
     if reader.count("number of arrays", _SMALLEST_ARRAY) != len(names):
         raise ArtifactError(
@@ -144,12 +144,12 @@ class _Reader:
             )
         return count
 
-    def names(self) -> list[str]:
-        """Everything before the arrays."""
+    def names(self, more: int = 0) -> list[str]:
+        """Everything before the arrays; ``more`` bytes at least must follow later for each."""
         if self.word("magic number") != MAGIC:
             raise ArtifactError("these are not TVM params: the magic number at offset 0 is wrong")
         self.word("reserved word")
-        count = self.count("number of names", 8)
+        count = self.count("number of names", 8 + more)
         names = [self.name(i) for i in range(count)]
         if len(set(names)) < count:
             raise ArtifactError("params hold two arrays of the same name; the file is damaged")
@@ -187,10 +187,10 @@ class _Reader:
 
 
 def view_array(data: memoryview, dtype: np.dtype[Any], shape: list[int]) -> Array:
-    """Bytes as a read-only array. Goes through uint8: ml_dtypes are not buffer formats."""
+    """Bytes as a read-only array, in one step: files may hold many small ones."""
     if not data.nbytes:
         return _freeze(np.empty(0, dtype).reshape(_empty_shape(shape)))
-    return _freeze(np.frombuffer(data, np.uint8).view(dtype).reshape(shape))
+    return _freeze(np.ndarray(shape, dtype, data))
 
 
 def _empty_shape(shape: list[int]) -> list[int]:

@@ -71,25 +71,30 @@ _files_lock = threading.Lock()
 
 
 def loaded(module: Module) -> tuple[RelaxFile, list[Any]]:
-    """The parsed executable of a module and its constants, made once per module."""
+    """The parsed executable of a module and its constants, made once per module.
+
+    The module's payload is empty from then on: the weights in it would be in memory twice.
+    """
     with _files_lock:
-        if module not in _files:
-            file = parse_relax(_bytes(module))
+        holder = _holder(module)
+        if holder not in _files:
+            file = parse_relax(holder.payload.data)
             constants = [
                 constant_view(c) if isinstance(c, np.ndarray) else c for c in file.constants
             ]
-            _files[module] = file, constants
-        return _files[module]
+            _files[holder] = file, constants
+            holder.payload = Opaque(b"")
+        return _files[holder]
 
 
-def _bytes(module: Module) -> bytes:
-    """The executable of a module, or of one that it imports."""
+def _holder(module: Module) -> Any:
+    """The module that holds an executable: this one, or one that it imports."""
     waiting, kinds = [module], []
     while waiting:
         found = waiting.pop()
         payload = getattr(found, "payload", None)
         if found.kind == KIND and isinstance(payload, Opaque):
-            return payload.data
+            return found
         kinds.append(found.kind)
         waiting += found.imports
     raise ArtifactError(

@@ -202,6 +202,10 @@ class Packer:
         self.keep += (slot, array)
 
     def _array(self, i: int, array: np.ndarray[Any, Any]) -> None:
+        try:
+            dtype = dtype_name(array.dtype)  # before anything is copied: objects cannot be
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(f"argument {i}: {error}") from None
         address = address_of(array)
         if not address and array.size:
             raise ArgumentValueError(
@@ -211,7 +215,7 @@ class Packer:
             memory = aligned_array(array.shape, array.dtype)
             self.copies.append((array, memory))
             address = address_of(memory)
-        slot = Slot(array.shape, dtype_name(array.dtype), address, abi=self.abi)
+        slot = Slot(array.shape, dtype, address, abi=self.abi)
         self.keep += (slot, array)
         self._store(i, self._codes.tensor, "v_tensor", slot.pointer)
 
