@@ -1,0 +1,102 @@
+"""``packhorse testing``: ONNX's own tests on a device, and what reports say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from packhorse.cli._output import print_section, print_table
+from packhorse.device import device as open_device
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    choices = parser.add_subparsers(dest="what", metavar="what", required=True)
+    onnx = choices.add_parser("onnx", help="run ONNX's backend tests on a device")
+    onnx.add_argument("--device", "-d", required=True, help="the device, such as llvm-cpu")
+    onnx.add_argument(
+        "--sample", type=int, metavar="N", help="only N tests, the same ones every time"
+    )
+    onnx.add_argument(
+        "--tier", action="append", default=[], help="only this tier; may be given several times"
+    )
+    onnx.add_argument("--report", metavar="FILE", help="write the results as JSON")
+    report = choices.add_parser("report", help="show JSON reports side by side")
+    report.add_argument("files", nargs="+", metavar="FILE")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit code 1 when a test gave a wrong result."""
+    return _onnx(arguments) if arguments.what == "onnx" else _show(arguments.files)
+
+
+def _onnx(arguments: argparse.Namespace) -> int:
+    from packhorse.testing.onnx_cases import TIERS
+    from packhorse.testing.onnx_suite import run_suite
+    from packhorse.testing.report import counts, write
+
+    device = open_device(arguments.device)
+    show = _counter() if sys.stderr.isatty() else None
+    results = run_suite(device, sample=arguments.sample, tiers=arguments.tier, progress=show)
+    rows = []
+    for tier in TIERS:
+        found = counts(result for result in results if result.tier == tier)
+        if any(found.values()):
+            rows.append(_row(tier, found))
+    print(f"ONNX backend tests on {device.name}\n")
+    print_table(_HEADER, [*rows, _row("all", counts(results))])
+    on_host = sum(1 for r in results if r.outcome == "passed" and r.host)
+    if on_host:
+        print(f"\n{on_host} of those that passed ran a node by its NumPy reference on the host")
+    failed = [result for result in results if result.outcome == "failed"]
+    if failed:
+        print_section("wrong results")
+        print_table(("", ""), [(f"  {r.name}", r.reason[:100]) for r in failed])
+    if arguments.report:
+        write(arguments.report, device.name, "onnx", results)
+        print(f"\nwrote {arguments.report}")
+    return int(bool(failed))
+
+
+_HEADER = ("tier", "tests", "passed", "unsupported", "failed")
+
+
+def _row(tier: str, found: dict[str, int]) -> tuple[str, ...]:
+    shown = (sum(found.values()), found["passed"], found["unsupported"], found["failed"])
+    return (tier, *map(str, shown))
+
+
+def _counter() -> Callable[[int, int, str], None]:
+    def show(number: int, count: int, name: str) -> None:
+        end = "\n" if number + 1 == count else ""
+        print(f"\r{number + 1}/{count} {name[:60]:<60}", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _show(files: Sequence[str]) -> int:
+    from packhorse.testing.report import read
+
+    reports = [read(Path(file)) for file in files]
+    tiers = dict.fromkeys(result.tier for report in reports for result in report.results)
+    header = ("suite", "tier", *(report.device for report in reports))
+    rows: list[tuple[str, ...]] = []
+    for suite in dict.fromkeys(report.suite for report in reports):
+        for tier in (*tiers, ""):
+            cells = []
+            for report in reports:
+                own = [r for r in report.results if report.suite == suite and tier in (r.tier, "")]
+                passed = sum(r.outcome == "passed" for r in own)
+                cells.append(f"{passed}/{len(own)}" if own else "")
+            if any(cells):
+                rows.append((suite, tier or "all", *cells))
+    print_table(header, rows)
+    failed = [(report.device, result) for report in reports for result in report.failed]
+    if failed:
+        print_section("failed")
+        print_table(("", "", ""), [(f"  {d}", r.name, r.reason[:80]) for d, r in failed])
+    return int(bool(failed))
