@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from packhorse.compiler.reference import node_failed
 from packhorse.errors import ArtifactError, UnsupportedOperator
 from packhorse.graph.ir import Graph, Node
 from packhorse.graph.program import Step
@@ -85,13 +86,22 @@ def _decode_value(value: Any) -> Any:
 
 
 def run_step(step: Step, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-    """Run a host step: call the operator's reference and copy its results into place."""
+    """Run a host step: call the operator's reference and copy its results into place.
+
+    Raises
+    ------
+    ModelError
+        The reference refuses its inputs; the message names the node.
+    """
     from packhorse.ops import registry
 
     node, given = _decode(step.attrs.get("packhorse_node", ""))
     queue = iter(inputs)
     arguments = [next(queue) if g else None for g in given]
-    results = registry.get(node).run(node, arguments)
+    try:
+        results = registry.get(node).run(node, arguments)
+    except Exception as error:
+        raise node_failed(node, arguments, error) from error
     wanted = [r for r, name in zip(results, node.outputs, strict=False) if name]
     for target, result in zip(outputs, wanted, strict=True):
         np.copyto(target, result.reshape(target.shape))

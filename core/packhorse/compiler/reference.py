@@ -22,7 +22,7 @@ from packhorse.errors import (
 )
 from packhorse.graph.ir import Graph, Node, Value, node_reads
 
-__all__ = ["ReferenceExecutable", "check_input"]
+__all__ = ["ReferenceExecutable", "check_input", "node_failed"]
 
 Array = np.ndarray[Any, Any]
 Env = MutableMapping[str, Array]
@@ -56,6 +56,15 @@ def check_input(value: Value, array: Any) -> Array:
                 f"input '{value.name}' must have shape ({want}), got {found.shape}"
             )
     return found
+
+
+def node_failed(node: Node, inputs: Sequence[Array | None], error: Exception) -> ModelError:
+    """What to raise when a node's reference raised ``error``: names the node and its inputs."""
+    given = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in inputs)
+    kind, what = ModelError, f"{type(error).__name__}: "
+    if isinstance(error, ModelError):
+        kind, what = type(error), ""
+    return kind(f"node {node.label} failed on ({given}): {what}{error}")
 
 
 class ReferenceExecutable:
@@ -160,11 +169,7 @@ class ReferenceExecutable:
         except Exception as error:
             if isinstance(error, ModelError) and "node '" in str(error):
                 raise  # from the body of this node
-            given = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in inputs)
-            known = isinstance(error, ModelError)
-            kind = type(error) if known else ModelError
-            what = "" if known else f"{type(error).__name__}: "
-            raise kind(f"node {node.label} failed on ({given}): {what}{error}") from error
+            raise node_failed(node, inputs, error) from error
 
     def _body(self, body: Graph, inputs: Sequence[Array], env: ChainMap[str, Array]) -> list[Array]:
         names = [value.name for value in body.inputs]

@@ -58,14 +58,6 @@ class Buffer:
     size: int
     constant: bool = False
 
-    @property
-    def unit_dim(self) -> int | None:
-        """The dimension whose neighbours are adjacent in memory (ignoring extents of 1)."""
-        for d in reversed(range(len(self.shape))):
-            if self.dims[d].step == 1 and self.shape[d] > 1:
-                return d
-        return None
-
 
 def contiguous(
     shape: Sequence[int],

@@ -122,6 +122,8 @@ class Hooks(Protocol):
         """Load a compiled artifact. Group ``packhorse.formats``.
 
         ``head`` holds the first 64 bytes of the file. Return None when it is of another format.
+
+        Reserved: the signature is settled, packhorse does not ask yet.
         """
 
     @hookspec(firstresult=True)
@@ -129,15 +131,23 @@ class Hooks(Protocol):
         """Write a module in the format ``fmt`` and return the path written, or None.
 
         Group ``packhorse.formats``.
+
+        Reserved: the signature is settled, packhorse does not ask yet.
         """
 
     @hookspec
     def packhorse_functions(self) -> Mapping[str, Callable[..., Any]]:
-        """Global packed functions to register; a name taken already is refused."""
+        """Global packed functions to register; a name taken already is refused.
+
+        Reserved: the signature is settled, packhorse does not ask yet.
+        """
 
     @hookspec
     def packhorse_operators(self, backend: str) -> Iterable[Operator]:
-        """Operators the plugin adds to the IR, for the backend named."""
+        """Operators the plugin adds to the IR, for the backend named.
+
+        Reserved: the signature is settled, packhorse does not ask yet.
+        """
 
     @hookspec
     def packhorse_cli(self, commands: Commands) -> None:
