@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import packhorse.compiler.lower_gpu as _lowering
 from packhorse.compiler.gpu_schedule import GpuSchedule
-from packhorse.compiler.lower_gpu import gpu_program
+from packhorse.compiler.lower_gpu import c_name, gpu_program
 from packhorse.device import Memory
 from packhorse.errors import (
     ArgumentTypeError,
@@ -142,7 +142,7 @@ class ClFunction(PackedFunction):
                     f"{type(block).__name__} of {block.nbytes}"
                 )
         with typed_errors(f"prepare kernel '{self.name}'", device.name):
-            kernel = cl.Kernel(self._program, self._symbol)
+            kernel = cl.Kernel(self._program, c_name(self._symbol))
             kernel.set_args(*(block.buffer for block in blocks if isinstance(block, ClMemory)))
         total, group = self._launch
         enqueue = functools.partial(

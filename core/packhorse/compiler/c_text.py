@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -70,6 +71,6 @@ def emit_c(functions: Sequence[str], helpers: Helpers) -> str:
     """One program: header, the helpers needed, and the kernels."""
     dialect, body = helpers.dialect, "\n\n".join(functions)
     parts = [dialect.header, *helpers.texts.values(), body]
-    if dialect.float64 and any("double" in part for part in parts):
+    if dialect.float64 and any(re.search(r"\bdouble\b", p) for p in parts):
         parts.insert(1, dialect.float64)
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -223,7 +223,7 @@ def _int(op: str, dtype: str, args: Sequence[str], helpers: Helpers) -> str:
         return f"({kind})(({wide}){a} {_WRAPPING[op]} ({wide}){args[1]})"
     if op in _INT_HELPERS:
         words = {"T": kind, "U": wide}
-        return f"{helpers.need(f'ph_{op}_{dtype}', _INT_HELPERS[op], **words)}({a}, {args[1]})"
+        return f"{helpers.need(f'f_{op}_{dtype}', _INT_HELPERS[op], **words)}({a}, {args[1]})"
     if op in ("max", "min"):
         return f"({a} {'>' if op == 'max' else '<'} {args[1]} ? {a} : {args[1]})"
     if op in _LOGIC:
@@ -259,7 +259,7 @@ def cast_text(text: str, source: str, target: str, helpers: Helpers) -> str:
         info = np.iinfo(target)
         low, high = int(info.min), int(info.max)
         name = helpers.need(
-            f"ph_{target}_of_{register(source)}", _SATURATE,
+            f"f_{target}_of_{register(source)}", _SATURATE,
             HIGHF=literal(float(high), source, dialect), LOWF=literal(float(low), source, dialect),
             HIGH=literal(high, target, dialect), LOW=literal(low, target, dialect),
             T=helpers.ctype(target), F=helpers.ctype(source),
@@ -299,7 +299,7 @@ _VALUES = {"float16": _HALF_VALUE, "bfloat16": _BRAIN_VALUE}
 def _half_helper(prefix: str, template: str, dtype: str, helpers: Helpers) -> str:
     to_float, to_bits = helpers.dialect.bits["float32"], helpers.dialect.bits["uint32"]
     return helpers.need(
-        f"ph_{prefix}_{dtype}", template,
+        f"f_{prefix}_{dtype}", template,
         ASUINT_T=to_bits.format("t"), ASUINT=to_bits.format("x"),
         ASFLOAT_A=to_float.format("a"), ASFLOAT_INF=to_float.format("s | 0x7f800000U | (m << 13)"),
         ASFLOAT_NORMAL=to_float.format("s | ((e + 112U) << 23) | (m << 13)"),

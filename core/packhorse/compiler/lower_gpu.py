@@ -38,7 +38,7 @@ from packhorse.kernel.expr import (
 )
 from packhorse.kernel.kernel import Kernel, Store
 
-__all__ = ["GpuLowering", "gpu_program", "nodes"]
+__all__ = ["GpuLowering", "c_name", "gpu_program", "nodes"]
 
 _INT = 1 << 31
 
@@ -49,7 +49,8 @@ def gpu_program(functions: Sequence[tuple[str, Kernel, GpuSchedule]], language: 
     Parameters
     ----------
     functions : sequence of (symbol, Kernel, GpuSchedule)
-        Each becomes a kernel whose arguments are the buffers of ``Kernel.arguments``.
+        Each becomes a kernel named ``c_name(symbol)``, whose arguments are the buffers of
+        ``Kernel.arguments``.
     language : str
         A name of :data:`packhorse.compiler.c_dialects.DIALECTS`.
 
@@ -62,6 +63,11 @@ def gpu_program(functions: Sequence[tuple[str, Kernel, GpuSchedule]], language: 
     helpers = Helpers(dialect(language))
     texts = [GpuLowering(kernel, plan, helpers).emit(symbol) for symbol, kernel, plan in functions]
     return emit_c(texts, helpers)
+
+
+def c_name(symbol: str) -> str:
+    """The kernel's name in the text: never a keyword or a function of C."""
+    return f"k_{symbol}"
 
 
 def nodes(kernel: Kernel) -> list[Expr]:
@@ -101,7 +107,7 @@ class GpuLowering:
             for kind, name in self.shared.items()
         ]
         body = "\n".join([*memory, *self.b.lines])
-        return f"{head} {symbol}({parameters}) {{\n{body}\n}}"
+        return f"{head} {c_name(symbol)}({parameters}) {{\n{body}\n}}"
 
     def _parameter(self, name: str) -> str:
         buffer = self.kernel.buffers[name]

@@ -1,0 +1,373 @@
+"""The OpenCL device: memory, copies, functions, errors, lifetime, whole graphs."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+from codegen_kit import at, dense, to
+from gpu_kit import opencl
+from model_kit import linear, linear_of, value
+
+import packhorse as ph
+from packhorse.compiler.gpu_schedule import gpu_schedule
+from packhorse.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    CompileError,
+    DeviceClosed,
+    DeviceError,
+    DeviceMemoryError,
+    DeviceUnavailable,
+    MissingExtra,
+)
+from packhorse.graph.device_executor import DeviceExecutor
+from packhorse.graph.ir import Graph, Node
+from packhorse.kernel import Kernel
+from packhorse.model import Model
+
+pytest.importorskip("pyopencl", reason="pyopencl is not installed (extra opencl)")
+
+from packhorse_opencl import driver, module
+from packhorse_opencl.memory import Pool
+from packhorse_opencl.plugin import INFO, OpenClBackend
+from packhorse_opencl.programs import ProgramCache
+
+DEVICE = "opencl:0"
+
+
+@pytest.fixture
+def device():
+    opencl()
+    with OpenClBackend().open(0, {}) as own:
+        yield own
+
+
+def doubling(n: int = 1000) -> Kernel:
+    stores = (to("y", ("i",), at("x", "i") * 2.0),)
+    return Kernel("double", (("i", n),), stores, {"x": dense(n), "y": dense(n)})
+
+
+def compiled(device, *names, kernel=None):
+    kernel = kernel or doubling()
+    return device.compile([(n, kernel, gpu_schedule(kernel, device.target)) for n in names])
+
+
+def broken(text, *_):
+    return "__kernel void k() { this is no C; }"
+
+
+# -- device, memory -------------------------------------------------------------------------------
+
+
+def test_device_describes_itself_and_computes(device):
+    assert device.name == DEVICE
+    assert not device.info.is_host
+    assert device.dlpack_device == (4, 0)
+    assert {"compile", "target"} <= device.capabilities
+    device.check()
+    assert device.memory().used == 0
+    assert isinstance(device.memory().total, int)
+
+
+def test_memory_is_pooled_and_counted(device):
+    first = device.allocate(1000)
+    assert device.memory().used == 1024
+    address = first.address
+    first.close()
+    first.close()
+    assert (device.memory().used, device.memory().cached) == (0, 1024)
+    again = device.allocate(1020)
+    assert again.address == address
+    assert device.memory().allocations == 2
+    again.close()
+    assert device.trim() == 1024
+    assert device.memory().cached == 0
+    with pytest.raises(DeviceClosed, match="allocate another"):
+        again.address  # noqa: B018
+
+
+def test_memory_is_given_back_by_the_collector(device):
+    for _ in range(3):
+        device.allocate(4096)
+        gc.collect()
+    assert device.memory().live == 0
+
+
+def test_pool_keeps_no_more_than_its_limit():
+    class Buffer:
+        released = False
+
+        def release(self):
+            self.released = True
+
+    pool = Pool(lambda n: Buffer(), limit=200)
+    first, second = pool.take(128), pool.take(128)
+    pool.give(first, 128)
+    pool.give(second, 128)
+    assert (first.released, second.released, pool.cached) == (False, True, 128)
+    pool.close()
+    assert first.released
+
+
+def test_memory_that_runs_out_empties_the_pool_first():
+    full = [False]
+
+    class Buffer:
+        def release(self):
+            full[0] = False
+
+    def create(nbytes):
+        if full[0]:
+            raise MemoryError
+        return Buffer()
+
+    pool = Pool(create)
+    pool.give(pool.take(128), 128)
+    full[0] = True
+    assert pool.take(256) is not None
+    full[0] = True
+    with pytest.raises(MemoryError):
+        pool.take(256)
+
+
+def test_copies(device):
+    block, data = device.allocate(64), np.arange(8, dtype=np.float32)
+    device.copy_from_host(block, data, 16)
+    back = np.empty(4, np.float32)
+    device.copy_to_host(block, back, 24)
+    assert back.tolist() == [2, 3, 4, 5]
+    with pytest.raises(ArgumentValueError, match="does not fit"):
+        device.copy_from_host(block, np.zeros(100, np.float32))
+    with pytest.raises(ArgumentTypeError, match="not OpenCL memory"):
+        device.copy_from_host(ph.device("cpu").allocate(64), data)
+    block.close()
+
+
+def test_what_cannot_be_allocated(device):
+    with pytest.raises(DeviceMemoryError, match="at most"):
+        device.allocate(1 << 50)
+    with pytest.raises(ArgumentValueError, match="negative"):
+        device.allocate(-1)
+    with pytest.raises(ArgumentTypeError, match="int, not str"):
+        device.allocate("7")
+    device.allocate(8).close()  # usable afterwards
+
+
+def test_closing_is_final_and_idempotent():
+    opencl()
+    device = OpenClBackend().open(0, {})
+    functions = compiled(device, "f")
+    device.close()
+    device.close()
+    assert device.closed
+    for use in (lambda: device.allocate(1), device.synchronize, device.memory, device.trim):
+        with pytest.raises(DeviceClosed):
+            use()
+    with pytest.raises(DeviceClosed):
+        functions.get_function("f")
+
+
+def test_a_device_that_is_not_there():
+    opencl()
+    with pytest.raises(DeviceUnavailable, match="opencl:99 does not exist; there are"):
+        OpenClBackend().open(99, {})
+
+
+def test_probe_lists_devices():
+    opencl()
+    rows = list(OpenClBackend().probe())
+    assert [row.index for row in rows] == list(range(len(rows)))
+    assert all(row.status == "ok" and row.memory for row in rows)
+
+
+def test_no_platform_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(driver.opencl(), "get_platforms", lambda: [])
+    with pytest.raises(DeviceUnavailable, match="pocl-opencl-icd"):
+        OpenClBackend().open(0, {})
+    (row,) = OpenClBackend().probe()
+    assert row.status == "no driver"
+    assert "opencl-cpu" in row.fix
+
+
+def test_no_pyopencl_gives_the_pip_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyopencl", None)
+    with pytest.raises(MissingExtra, match=r"packhorse\[opencl\]"):
+        driver.opencl()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("MEM_OBJECT_ALLOCATION_FAILURE", DeviceMemoryError), ("OUT_OF_RESOURCES", DeviceMemoryError),
+     ("DEVICE_NOT_AVAILABLE", DeviceUnavailable), ("INVALID_VALUE", DeviceError)],
+)  # fmt: skip
+def test_errors_of_the_driver_are_typed(text, kind):
+    error = driver.opencl().RuntimeError(text)
+    with pytest.raises(kind, match=text), driver.typed_errors("compute", DEVICE):
+        raise error
+    with pytest.raises(ZeroDivisionError), driver.typed_errors("compute", DEVICE):
+        raise ZeroDivisionError
+
+
+# -- functions ------------------------------------------------------------------------------------
+
+
+def test_functions_take_tensors_of_the_device(device):
+    double = compiled(device, "double")["double"]
+    x = np.arange(1000, dtype=np.float32)
+    a, b = (ph.empty((1000,), "float32", device=device) for _ in range(2))
+    a.copy_from(x)
+    double(a, b)
+    np.testing.assert_array_equal(b.numpy(), 2 * x)
+    call = double.bind(b, a)
+    call()
+    np.testing.assert_array_equal(a.numpy(), 4 * x)
+
+
+def test_functions_refuse_what_does_not_fit(device):
+    double = compiled(device, "double")["double"]
+    good = ph.empty((1000,), "float32", device=device)
+    with pytest.raises(ArgumentValueError, match="takes 2 tensors, 1 were given"):
+        double(good)
+    with pytest.raises(ArgumentTypeError, match="must be a tensor on opencl:0, found one of cpu"):
+        double(good, ph.empty((1000,), "float32"))
+    with pytest.raises(ArgumentTypeError, match="must be float32, found int32"):
+        double(good, ph.empty((1000,), "int32", device=device))
+    with pytest.raises(ArgumentValueError, match="must have shape"):
+        double(good, ph.empty((10,), "float32", device=device))
+    small = device.allocate(4)
+    with pytest.raises(ArgumentValueError, match="needs 4000 bytes"):
+        double.bind_memory([small, small])
+
+
+def test_symbols_are_distinct_and_names_are_found(device):
+    with pytest.raises(CompileError, match="names two kernels"):
+        compiled(device, "f", "f")
+    functions = compiled(device, "f", "g")
+    assert functions.functions == ["f", "g"]
+    with pytest.raises(CompileError, match="cannot be saved"):
+        functions.export_library("x.so")
+    assert compiled(device).functions == []
+
+
+def test_what_the_driver_refuses_carries_its_log(device, monkeypatch, capfd):
+    monkeypatch.setattr(module, "gpu_program", broken)
+    with pytest.raises(CompileError, match="refused the generated kernels") as caught:
+        compiled(device, "k")
+    assert "error" in caught.value.log
+    monkeypatch.undo()
+    device.check()  # usable afterwards
+
+
+def test_float64_on_a_device_without_it(device, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(device, "_target", replace(device.target, float64=False))
+    value64 = at("x", "i", dtype="float64") * 2.0
+    kernel = Kernel("d", (("i", 3),), (to("y", ("i",), value64),),
+                    {n: dense(3, dtype="float64") for n in "xy"})  # fmt: skip
+    with pytest.raises(CompileError, match="float64, which opencl:0 does not have"):
+        compiled(device, "k", kernel=kernel)
+
+
+def test_programs_come_from_the_cache(device, monkeypatch):
+    compiled(device, "cached", kernel=doubling(77))
+    monkeypatch.setattr(module._CACHE, "put", lambda *_: pytest.fail("it was built again"))
+    compiled(device, "cached", kernel=doubling(77))
+
+
+def test_a_damaged_cache_is_no_error(device):
+    cache = ProgramCache()
+    compiled(device, "damaged", kernel=doubling(78))
+    for path in cache.folder.glob("*.bin"):
+        path.write_bytes(b"x" * 100)
+        assert cache.get(path.stem) is None
+        assert not path.exists()
+    compiled(device, "damaged", kernel=doubling(78))
+
+
+def test_the_cache_has_a_limit():
+    cache = ProgramCache(limit=100)
+    for key in "abc":
+        cache.put(key, b"x" * 40)
+    assert sum(cache.get(key) is not None for key in "abc") == 1
+
+
+# -- whole graphs ---------------------------------------------------------------------------------
+
+
+def test_a_model_on_the_device_and_back():
+    opencl()
+    model, x = linear(), np.random.default_rng(0).standard_normal((5, 4), np.float32)
+    for name in (DEVICE, "cpu", DEVICE):
+        np.testing.assert_allclose(model(x, device=name), linear_of(x), rtol=1e-5, atol=1e-6)
+    executable = model.compile(DEVICE, shapes={"x": (5, 4)})
+    assert {row.device for row in executable.report()} == {DEVICE}
+    assert executable.profile(x, repeat=1)
+    with pytest.raises(ArgumentValueError, match="repeat"):
+        executable.profile(x, repeat=0)
+
+
+def softmax_between() -> Model:
+    """y = softmax(relu(x)) + relu(x), and the softmax."""
+    nodes = [
+        Node("Relu", ["x"], ["a"], name="before"),
+        Node("Softmax", ["a"], ["b"], name="middle"),
+        Node("Add", ["b", "a"], ["y"], name="after"),
+    ]
+    graph = Graph("g", [value("x", (2, 6))], [value("y", (2, 6)), value("b", (2, 6))], nodes, {})
+    return Model(graph)
+
+
+def test_steps_of_the_host_get_copies_and_are_reported(monkeypatch):
+    from dataclasses import replace
+
+    from packhorse.ops import registry
+
+    opencl()
+    known = registry.get
+    monkeypatch.setattr(
+        registry, "get",
+        lambda node: replace(known(node), lower=None) if node.op == "Softmax" else known(node),
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, 6), np.float32)
+    with softmax_between().compile(DEVICE) as executable:
+        y, b = executable(x)
+        executor = executable._compiled.executor
+        assert isinstance(executor, DeviceExecutor)
+        report = executor.report()
+        where = {row.node: row.device for row in executable.report()}
+    a = np.maximum(x, 0)
+    expected = np.exp(a) / np.exp(a).sum(1, keepdims=True)
+    np.testing.assert_allclose(b, expected, rtol=1e-5)
+    np.testing.assert_allclose(y, expected + a, rtol=1e-5)
+    assert report.copies == (("middle", 48, 48),)
+    assert "copies for middle: 48 bytes down, 48 up" in str(report)
+    assert [w for n, w in where.items() if "middle" in n] == ["host (NumPy reference)"]
+
+
+def test_memory_is_back_after_many_executables(device):
+    x = np.ones((2, 4), np.float32)
+    for _ in range(20):
+        with linear().compile(device, shapes={"x": (2, 4)}) as executable:
+            executable(x)
+    assert device.memory().used == device.memory().live == 0
+
+
+def test_executors_refuse_like_those_of_the_host(device):
+    x = np.ones((2, 4), np.float32)
+    executable = linear().compile(device, shapes={"x": (2, 4)})
+    run = executable._compiled.executor.run
+    with pytest.raises(ArgumentTypeError, match="must be float32"):
+        run({"x": x.astype(np.float64)})
+    with pytest.raises(ArgumentValueError, match="must have shape"):
+        run([x[:1]])
+    with pytest.raises(ArgumentValueError, match="no input 'z'"):
+        run({"z": x})
+    run({"x": x})
+    executable.close()
+    with pytest.raises(DeviceClosed):
+        run({"x": x})
+    assert device.memory().used == 0
