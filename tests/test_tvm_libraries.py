@@ -205,7 +205,25 @@ def test_closed_tensors_are_refused():
             function(x, A, out)
 
 
-def test_modern_code_takes_no_other_devices():
+@pytest.mark.parametrize(("path", "name"), ADDS, ids=lambda v: getattr(v, "stem", v))
+def test_tensors_on_other_devices_are_refused(path, name):
+    class Device:
+        name, dlpack_device = "far:0", (2, 0)
+
+    class Memory:
+        nbytes, address = 400, 128
+
+        def close(self):
+            pass
+
+    function = ph.load_module(path)[name]
+    far = ph.Tensor.from_memory(Memory(), Device(), (100,), "float32")
+    for call in (lambda: function(A, far, A), lambda: function.bind(A, far, A)()):
+        with pytest.raises(ArgumentTypeError, match=r"argument 1: .* lies on far:0 .* host code"):
+            call()
+
+
+def test_bound_calls_keep_their_tensors():
     """A bound call keeps its tensors: closing one meanwhile is safe."""
     function, x, out = ph.load_module(MODERN / "deploy.so")["myadd"], ph.tensor(A), ph.empty(100)
     bound, seen = function.bind(x, x, out), out.numpy()

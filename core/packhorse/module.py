@@ -100,9 +100,13 @@ class AddressModule(Module):
 class NativeModule(Module):
     """A shared library of packed functions: compiled by packhorse, or by TVM 0.2 to 0.27.
 
-    Its code may call functions of imported modules and global functions by name. TVM exports no
-    signatures; arguments are checked as far as the library gives them away, and code of TVM 0.22
-    and newer checks them itself.
+    Its code may call functions of imported modules and global functions by name.
+
+    Arguments are checked before the call as far as the library says what it takes: TVM's llvm
+    target of 0.2 to 0.20 leaves count, kinds, ranks and dtypes in it, not extents. Code of 0.22
+    and newer, and ours, checks everything itself. Code of the 'c' target of 0.2 to 0.20 neither
+    says nor checks anything: with wrong arguments it ends the process, in TVM as here. Graph
+    modules and Relax executables call such code with what the compiler meant for it.
 
     Raises
     ------

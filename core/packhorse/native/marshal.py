@@ -194,7 +194,10 @@ class Packer:
         self._store(i, self._codes.blob, "v_handle", int(ffi.cast("uintptr_t", array)))
 
     def _tensor(self, i: int, arg: Any) -> None:
-        slot, array = arg.__packed_tensor__()
+        try:
+            slot, array = arg.__packed_tensor__()
+        except ArgumentTypeError as error:  # it lies on a device
+            raise ArgumentTypeError(f"argument {i}: {error}") from None
         if slot is None or slot.data % self.alignment or self.abi == "ffi":
             self._array(i, array)
             return
