@@ -174,6 +174,7 @@ def test_without_llvmlite():
         print(ph.device("auto").name)
         """,
         without=("llvmlite",),
+        env={"PACKHORSE_DISABLE": "opencl"},
     )
     message, row, best = out.splitlines()
     assert "'llvmlite', which is not installed" in message
@@ -215,10 +216,10 @@ PLUGINS = """
 @pytest.mark.parametrize(
     ("env", "backends", "words"),
     [
-        ({}, "['llvm-cpu', 'cpu']", "llvm-cpu:0"),
+        ({"PACKHORSE_DISABLE": "opencl"}, "['llvm-cpu', 'cpu']", "llvm-cpu:0"),
         ({"PACKHORSE_PLUGINS": "off"}, "['cpu']", "PACKHORSE_PLUGINS switches it off"),
         ({"PACKHORSE_PLUGINS": "llvm-cpu"}, "['llvm-cpu', 'cpu']", "llvm-cpu:0"),
-        ({"PACKHORSE_DISABLE": "llvm-cpu"}, "['cpu']", "PACKHORSE_DISABLE switches it off"),
+        ({"PACKHORSE_DISABLE": "llvm-cpu,opencl"}, "['cpu']", "PACKHORSE_DISABLE switches it off"),
     ],
 )
 def test_plugins_switched_off(env, backends, words):
