@@ -176,7 +176,7 @@ def test_damage_is_named(change, message):
         ('{"a": ' + "[" * 200_000, "nested too deeply|not valid JSON"),
         ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
-        ("{" + "," * 5_000_000, "more than 4000000 values"),
+        ("{" + "," * 5_000_000, "more than 1000000 values"),
     ],
 )
 def test_hostile_text(text, message):
