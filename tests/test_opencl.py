@@ -32,7 +32,7 @@ pytest.importorskip("pyopencl", reason="pyopencl is not installed (extra opencl)
 
 from packhorse_opencl import driver, module
 from packhorse_opencl.memory import Pool
-from packhorse_opencl.plugin import INFO, OpenClBackend
+from packhorse_opencl.plugin import OpenClBackend
 from packhorse_opencl.programs import ProgramCache
 
 DEVICE = "opencl:0"
@@ -184,7 +184,7 @@ def test_probe_lists_devices():
 
 
 def test_no_platform_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(driver.opencl(), "get_platforms", lambda: [])
+    monkeypatch.setattr(driver.opencl(), "get_platforms", list)
     with pytest.raises(DeviceUnavailable, match="pocl-opencl-icd"):
         OpenClBackend().open(0, {})
     (row,) = OpenClBackend().probe()

@@ -138,3 +138,9 @@ def test_cuda_text_of_points_and_odd_values(tmp_path):
 def test_cuda_text_of_products(tmp_path):
     kernel = product(5, 6, 7)
     check(kernel, GpuSchedule("points", ("m", "n"), group=8), runner=runner(tmp_path))
+
+
+@NEEDS_CXX
+def test_cuda_text_of_tiles(tmp_path):
+    plan = GpuSchedule("tiles", ("m", "n"), ("m",), 4, ("n",), (4, 4, 4), (2, 2))
+    check(product(5, 6, 7), plan, runner=runner(tmp_path))

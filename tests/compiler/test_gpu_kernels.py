@@ -66,6 +66,57 @@ def test_products(shape):
     assert check(gemm(*shape)).mode == "points"
 
 
+TILES = GpuSchedule("tiles", ("m", "n"), ("m",), 16, ("n",), (8, 8, 4), (2, 2))
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 8), (13, 21, 9), (3, 2, 1)])
+def test_products_in_tiles(shape):
+    check(gemm(*shape), TILES)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32"])
+def test_tiles_of_other_dtypes(dtype):
+    check(gemm(9, 10, 11, dtype), TILES)
+
+
+def test_large_products_are_tiled():
+    plan = check(gemm(40, 33, 20))
+    assert plan.mode == "tiles"
+    assert (plan.rows, plan.columns) == (("m",), ("n",))
+
+
+def batched(half: str) -> Kernel:
+    """A batch of products with b transposed, a prologue, and a half-precision factor."""
+    first = call("max", at("a", "z", "m", "k"), 0.0)
+    value = Reduce("sum", (("k", 12),), first * at("b", "z", "n", "k"), F32)
+    return Kernel(
+        "batched", (("z", 3), ("m", 20), ("n", 30)),
+        (to("y", ("z", "m", "n"), call("tanh", value) + at("r", "m")),),
+        {"a": dense(3, 20, 12), "b": dense(3, 30, 12, dtype=half), "r": dense(20),
+         "y": dense(3, 20, 30)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("half", ["float16", F32])
+def test_batches_in_tiles_with_prologue_and_epilogue(half):
+    assert check(batched(half)).mode == "tiles"
+
+
+def test_convolutions_in_tiles():
+    plan = check(conv(9, 5, 24, 3, 1, 1))
+    assert (plan.mode, plan.rows, plan.columns) == ("tiles", ("oh", "ow"), ("o",))
+
+
+def test_tiles_need_one_sum_of_products():
+    device = opencl()
+    wrong = GpuSchedule("tiles", ("i", "j"), ("i",), 16, ("j",), (8, 8, 4), (2, 2))
+    with pytest.raises(CompileError, match="no single sum of products"):
+        device.compile([("k", softmax(3, 4), wrong)])
+    both = GpuSchedule("tiles", ("m", "n"), ("m", "n"), 16, (), (8, 8, 4), (2, 2))
+    with pytest.raises(CompileError, match="no axes of one factor"):
+        device.compile([("k", gemm(3, 4, 5), both)])
+
+
 @pytest.mark.parametrize("dtype", ["float64", "int32", "int8", "uint8", "int64"])
 def test_products_of_other_dtypes(dtype):
     check(gemm(5, 13, 11, dtype))

@@ -4,6 +4,8 @@
             loops of the item.
 ``rows``    one work-group per row: its items share the row's reductions (softmax, norms, long
             sums) through local memory and then write the row together.
+``tiles``   one work-group per tile of a product of sums (matrix products, convolutions): both
+            factors are staged in local memory, each item keeps a small block in registers.
 ``steps``   one work-group for a recurrence: its items share each step and meet at a barrier.
 """
 
@@ -15,12 +17,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from packhorse.compiler.access import View
-from packhorse.kernel.expr import Affine, Load, Reduce, reduces, walk
+from packhorse.kernel.expr import Affine, Call, Expr, Load, Reduce, is_float, reduces, walk
 from packhorse.kernel.kernel import Buffer, Kernel, contiguous
 
-__all__ = ["GpuSchedule", "GpuTarget", "Launch", "gpu_schedule", "pack_gpu"]
+__all__ = ["GpuSchedule", "GpuTarget", "Launch", "contraction", "gpu_schedule", "pack_gpu"]
 
-Mode: TypeAlias = Literal["points", "rows", "steps"]
+Mode: TypeAlias = Literal["points", "rows", "tiles", "steps"]
 Launch: TypeAlias = tuple[int, int]
 """Work-items in all, and in a group; both in one dimension."""
 
@@ -63,20 +65,30 @@ class GpuSchedule:
     Parameters
     ----------
     mode : str
-        ``points``, ``rows`` or ``steps``.
+        ``points``, ``rows``, ``tiles`` or ``steps``.
     order : tuple of str
         Axes without the sequential ones, outermost first: the last one's neighbours are
         neighbouring work-items.
     rows : tuple of str
-        The axes of ``order`` that number the work-groups (``rows`` only).
+        The axes of ``order`` that number the work-groups (``rows``), or that only the first
+        factor knows (``tiles``).
     group : int
         Work-items of a group, a power of two.
+    columns : tuple of str
+        The axes that only the second factor knows (``tiles`` only).
+    tile : (rows, columns, terms)
+        What a group stages at a time (``tiles`` only).
+    block : (rows, columns)
+        Outputs of one work-item (``tiles`` only).
     """
 
     mode: Mode
     order: tuple[str, ...]
     rows: tuple[str, ...] = ()
     group: int = 64
+    columns: tuple[str, ...] = ()
+    tile: tuple[int, int, int] = (0, 0, 0)
+    block: tuple[int, int] = (1, 1)
 
     def launch(self, kernel: Kernel) -> Launch:
         """Work-items in all and per group."""
@@ -85,6 +97,11 @@ class GpuSchedule:
             return self.group, self.group
         if self.mode == "rows":
             return math.prod(extents[n] for n in self.rows) * self.group, self.group
+        if self.mode == "tiles":
+            m, n = (math.prod(extents[x] for x in names) for names in (self.rows, self.columns))
+            rest = set(self.order).difference(self.rows, self.columns)
+            tiles = -(-m // self.tile[0]) * -(-n // self.tile[1])
+            return tiles * math.prod(extents[x] for x in rest) * self.group, self.group
         total = math.prod(extents[n] for n in self.order)
         return max(1, -(-total // self.group)) * self.group, self.group
 
@@ -99,6 +116,9 @@ def gpu_schedule(kernel: Kernel, target: GpuTarget) -> GpuSchedule:
     if kernel.sequential:
         return GpuSchedule("steps", order, group=_group(total, target))
     found = _reductions(kernel)
+    tiles = _tiles(kernel, view, order, target)
+    if tiles is not None:
+        return tiles
     rows = frozenset().union(*(view.free(r) for r in found)) if found else frozenset(order)
     outer = tuple(n for n in order if n in rows)
     inner = math.prod(extents[n] for n in order if n not in rows)
@@ -107,6 +127,65 @@ def gpu_schedule(kernel: Kernel, target: GpuTarget) -> GpuSchedule:
     if (inner > 1 and terms > 1) or (terms >= _LONG and few and _streams(view, found)):
         return GpuSchedule("rows", order, outer, _group(max(inner, terms), target))
     return GpuSchedule("points", order, group=_group(total, target, most=64))
+
+
+def contraction(kernel: Kernel) -> tuple[Reduce, Expr, Expr] | None:
+    """The one sum of products of a kernel with one store, and the two factors."""
+    found = _reductions(kernel)
+    if len(kernel.stores) != 1 or len(found) != 1 or kernel.sequential:
+        return None
+    node = found[0]
+    body = node.body
+    if node.combine != "sum" or not isinstance(body, Call) or body.op != "mul":
+        return None
+    return node, body.args[0], body.args[1]
+
+
+_TILES = (
+    (64, 64, 16, 4, 4), (32, 32, 16, 4, 4), (64, 16, 16, 4, 2), (64, 8, 16, 4, 1),
+    (16, 16, 16, 2, 2),
+)  # fmt: skip
+"""Rows, columns and terms of the tiles there are, and the block of one work-item."""
+_GROUPS = 32
+"""Work-groups that a device should get at least."""
+
+
+def _tiles(
+    kernel: Kernel, view: View, order: tuple[str, ...], target: GpuTarget
+) -> GpuSchedule | None:
+    """A schedule with tiles, where there is a contraction large enough to fill some."""
+    found = contraction(kernel)
+    if found is None or not order:
+        return None
+    node, first, second = found
+    left, right = (view.free(f).intersection(order) for f in (first, second))
+    if order[-1] in left:  # neighbouring items write neighbouring outputs
+        left, right = right, left
+    extents = dict(kernel.axes)
+    rows = tuple(n for n in order if n in left and n not in right)
+    columns = tuple(n for n in order if n in right and n not in left)
+    m, n = (math.prod(extents[x] for x in names) for names in (rows, columns))
+    terms = math.prod(extent for _, extent in node.axes)
+    if min(m, n) < 8 or terms < 8 or not is_float(node.dtype):
+        return None
+    rest = math.prod(extents[x] for x in order if x not in (*rows, *columns))
+    fitting = [
+        t for t in _TILES
+        if t[0] * t[1] <= t[3] * t[4] * target.max_group
+        and (t[0] + t[1]) * t[2] * 8 <= target.local_bytes
+    ]  # fmt: skip
+    if not fitting or rest * m * n < 1024:
+        return None
+
+    def cost(tile: tuple[int, int, int, int, int]) -> float:
+        """Work with what lies beyond the edges, loads per product, and idle parts."""
+        tm, tn, _, bm, bn = tile
+        groups = rest * -(-m // tm) * -(-n // tn)
+        return groups * tm * tn * (1 + 1 / bm + 1 / bn) * max(1.0, _GROUPS / groups)
+
+    tm, tn, tk, bm, bn = min(fitting, key=cost)
+    group = (tm // bm) * (tn // bn)
+    return GpuSchedule("tiles", order, rows, group, columns, (tm, tn, tk), (bm, bn))
 
 
 def _reductions(kernel: Kernel) -> list[Reduce]:

@@ -60,8 +60,13 @@ def gpu_program(functions: Sequence[tuple[str, Kernel, GpuSchedule]], language: 
         No such dialect, a schedule that does not fit its kernel, or a dtype or an operation that
         C has no words for.
     """
+    from packhorse.compiler.lower_gpu_tiles import TileLowering  # it builds on this module
+
     helpers = Helpers(dialect(language))
-    texts = [GpuLowering(kernel, plan, helpers).emit(symbol) for symbol, kernel, plan in functions]
+    texts = []
+    for symbol, kernel, plan in functions:
+        kind = TileLowering if plan.mode == "tiles" else GpuLowering
+        texts.append(kind(kernel, plan, helpers).emit(symbol))
     return emit_c(texts, helpers)
 
 
@@ -93,21 +98,26 @@ class GpuLowering:
         """C names of the axes in scope."""
         self.b = CBuilder(self.dialect, helpers)
         self.index = "int64" if self._far() else "int32"
-        self.shared: dict[str, str] = {}
+        self.shared: dict[str, tuple[str, int]] = {}
+        """Arrays of local memory: C name -> C type, elements."""
 
     def emit(self, symbol: str) -> str:
         """The whole function."""
-        modes = {"points": self._points, "rows": self._rows, "steps": self._steps}
         if all(extent > 0 for _, extent in self.kernel.axes):
-            modes[self.plan.mode]()
+            self.body()
         head = self.dialect.kernel.format(group=self.plan.group)
         parameters = ", ".join(self._parameter(name) for name in self.kernel.arguments)
         memory = [
-            f"  {self.dialect.shared} {kind} {name}[{self.plan.group}];"
-            for kind, name in self.shared.items()
+            f"  {self.dialect.shared} {kind} {name}[{size}];"
+            for name, (kind, size) in self.shared.items()
         ]
         body = "\n".join([*memory, *self.b.lines])
         return f"{head} {c_name(symbol)}({parameters}) {{\n{body}\n}}"
+
+    def body(self) -> None:
+        """What the schedule's mode wants."""
+        modes = {"points": self._points, "rows": self._rows, "steps": self._steps}
+        modes[self.plan.mode]()
 
     def _parameter(self, name: str) -> str:
         buffer = self.kernel.buffers[name]
@@ -327,7 +337,7 @@ class GpuLowering:
             return total
         me = f"(int){self.dialect.local_id}"
         kind = self.helpers.ctype("uint8" if node.dtype == "bool" else node.dtype)
-        part = self.shared.setdefault(kind, f"s{len(self.shared)}")
+        part = self._scratch(kind, group)
         self.b.line(f"{part}[{me}] = {total};")
         self.b.line(self.dialect.local_barrier)
         with self.b.block(f"for (int n = {group // 2}; n > 0; n = n / 2)"):
@@ -339,6 +349,14 @@ class GpuLowering:
         self.b.line(f"const {self.helpers.ctype(node.dtype)} {result} = {part}[0];")
         self.b.line(self.dialect.local_barrier)  # before the next reduction writes there
         return result
+
+    def _scratch(self, kind: str, size: int) -> str:
+        """Local memory for partial results of a type: each reduction uses the same."""
+        name = next((n for n, known in self.shared.items() if known == (kind, size)), "")
+        if not name:
+            name = f"s{len(self.shared)}"
+            self.shared[name] = (kind, size)
+        return name
 
     def _before(self, node: Reduce) -> None:
         """Reductions that a reduction uses: they do not depend on its axes."""
