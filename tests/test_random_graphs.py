@@ -173,7 +173,7 @@ def compare(seed):
         np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("seed", (*range(COUNT), *FOUND))
+@pytest.mark.parametrize("seed", [*range(COUNT), *FOUND])
 def test_compiled_as_computed(seed):
     compare(seed)
 
