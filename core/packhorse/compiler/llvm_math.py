@@ -241,9 +241,7 @@ def _rounder(name: str) -> Callable[[Num], Num]:
             t = truncate(x)
             step, how = (-1.0, "ogt") if name == "floor" else (1.0, "olt")
             return (t + step).where(t.test(how, x), t).copysign(x)
-        return small.copysign(x).where(
-            abs(x).test("olt", 2.0 ** (52 if x.double else 23)), x
-        )
+        return small.copysign(x).where(abs(x).test("olt", 2.0 ** (52 if x.double else 23)), x)
 
     return emit
 
