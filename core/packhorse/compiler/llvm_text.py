@@ -61,6 +61,4 @@ def _loop(symbol: str, count: int) -> str:
                   f"%d{i} = load ptr, ptr %s{i}, align 8"]  # fmt: skip
     call = ", ".join(["i64 %lo", "i64 %hi", *(f"ptr %d{i}" for i in range(count))])
     body = "\n".join([*lines, f"call void @{symbol}_body({call})", "ret void"])
-    return (
-        f"define internal void @{symbol}_loop(i64 %lo, i64 %hi, ptr %args) #0 {{\n{body}\n}}"
-    )
+    return f"define internal void @{symbol}_loop(i64 %lo, i64 %hi, ptr %args) #0 {{\n{body}\n}}"
