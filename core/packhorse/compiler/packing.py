@@ -29,9 +29,7 @@ def pack(kernel: Kernel, plan: Schedule) -> dict[str, Buffer]:
 def _layout(kernel: Kernel, plan: Schedule, name: str, buffer: Buffer) -> Buffer:
     if any(d.block for d in buffer.dims) or plan.vector is None or 0 in buffer.shape:
         return buffer
-    uses = [
-        (reduce, load) for reduce, load in _uses(kernel) if load.buffer == name
-    ]
+    uses = [(reduce, load) for reduce, load in _uses(kernel) if load.buffer == name]
     dims = {_vector_dim(load.index, plan.vector) for _, load in uses}
     if len(dims) != 1:
         return buffer
