@@ -217,8 +217,9 @@ class ClModule(Module):
             Always: an OpenCL program is no shared library.
         """
         raise CompileError(
-            f"'{path}' was not written: models compiled for {self._device.name} cannot be saved "
-            "yet. Save the model compiled for 'llvm-cpu', and load it on the device it is for"
+            f"nothing was saved: OpenCL programs of {self._device.name} fit its driver only, and "
+            "are cached there anyway. Save the model compiled for 'llvm-cpu', and keep the model "
+            "file for OpenCL"
         )
 
     def _names(self) -> list[str]:
