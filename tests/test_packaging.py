@@ -62,7 +62,7 @@ def test_what_the_wheel_ships(wheel):
     missing = [
         f"{package}/{path.relative_to(folder)}"
         for package, folder in PACKAGES.items()
-        for path in folder.rglob("*.py")
+        for path in (*folder.rglob("*.py"), *folder.rglob("*.tmpl"))
         if f"{package}/{path.relative_to(folder)}" not in names
     ]
     assert not missing
@@ -79,8 +79,9 @@ def test_packages_are_typed(package):
 
 
 def entries():
-    groups = PROJECT["project"]["entry-points"]
-    return [(group, *item) for group, items in groups.items() for item in items.items()]
+    groups = PROJECT["project"]["entry-points"].items()
+    own = [(group, items) for group, items in groups if group.startswith("packhorse.")]
+    return [(group, *item) for group, items in own for item in items.items()]
 
 
 @pytest.mark.parametrize(("group", "name", "module"), entries())

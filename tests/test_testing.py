@@ -1,6 +1,7 @@
 """The conformance kit on our own devices, and the kit itself: lists, reports, the plugin."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -17,12 +18,9 @@ class TestCpu(BackendConformance):
     device = "cpu"
 
 
+@pytest.mark.skipif(find_spec("llvmlite") is None, reason="llvmlite is not installed")
 class TestLlvmCpu(BackendConformance):
     device = "llvm-cpu"
-
-    @pytest.fixture(autouse=True, scope="class")
-    def _llvmlite(self):
-        pytest.importorskip("llvmlite")
 
 
 LISTS = """
