@@ -218,8 +218,10 @@ def pack_gpu(kernel: Kernel, plan: GpuSchedule) -> dict[str, Buffer]:
         return {}
     fastest, found = plan.order[-1], {}
     for name, buffer in kernel.buffers.items():
+        if buffer != contiguous(buffer.shape, buffer.dtype, constant=True):
+            continue  # laid out by someone else, with a border perhaps
         dims = {_dimension(n, fastest) for n in _loads(kernel) if n.buffer == name}
-        if buffer.constant and len(dims) == 1:
+        if len(dims) == 1:
             (dim,) = dims
             if dim is not None and dim != len(buffer.shape) - 1:
                 order = [d for d in range(len(buffer.shape)) if d != dim]
