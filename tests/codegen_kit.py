@@ -82,9 +82,7 @@ def check(
     packed = replace(
         kernel, buffers={**kernel.buffers, **(pack_constants(kernel, plan) if pack else {})}
     )
-    got = {
-        n: to_storage(values[n], packed.buffers[n]) for n in kernel.arguments
-    }
+    got = {n: to_storage(values[n], packed.buffers[n]) for n in kernel.arguments}
     with np.errstate(all="ignore"):
         interpret(kernel, reference)
     run(packed, plan, target, got, threads)

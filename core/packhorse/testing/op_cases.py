@@ -116,7 +116,8 @@ def _made() -> Iterator[OpCase]:
 
 def _text(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.tolist()}" if value.size <= 8 else f"{value.dtype}..."
+        words = " ".join(str(value).split()) if value.size <= 8 else "..."
+        return f"{value.dtype}({words})"
     if isinstance(value, list):
         return ",".join(map(str, value))
     if isinstance(value, bytes):
