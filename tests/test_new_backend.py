@@ -15,7 +15,8 @@ from packhorse.cli._new_backend import create
 from packhorse.errors import ArgumentValueError
 
 ROOT = Path(__file__).resolve().parent.parent
-PATHS = [str(ROOT / "core"), str(ROOT / "plugins")]
+PATHS = [p for p in sys.path if p]
+"""Where this process finds packhorse: a checkout, or what tox installed."""
 
 
 def install(package: Path, site: Path) -> None:
