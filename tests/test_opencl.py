@@ -343,8 +343,13 @@ def test_steps_of_the_host_get_copies_and_are_reported(monkeypatch):
     expected = np.exp(a) / np.exp(a).sum(1, keepdims=True)
     np.testing.assert_allclose(b, expected, rtol=1e-5)
     np.testing.assert_allclose(y, expected + a, rtol=1e-5)
-    assert report.copies == (("middle", 48, 48),)
-    assert "copies for middle: 48 bytes down, 48 up" in str(report)
+    assert [str(copy) for copy in report.copies] == [
+        "input 'x': host -> opencl:0, 48 bytes",
+        "step 'middle': opencl:0 -> host, 48 bytes",
+        "step 'middle': host -> opencl:0, 48 bytes",
+        "output 'y': opencl:0 -> host, 48 bytes",
+    ]
+    assert "copy of step 'middle': host -> opencl:0, 48 bytes" in str(report)
     assert [w for n, w in where.items() if "middle" in n] == ["host (NumPy reference)"]
 
 

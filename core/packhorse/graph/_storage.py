@@ -30,6 +30,7 @@ __all__ = [
     "ALIGNMENT",
     "Placement",
     "address",
+    "check_weights",
     "entry_dtype",
     "live_bytes",
     "new_aligned",
@@ -119,7 +120,7 @@ def place(program: Program, params: Mapping[str, Array], alignment: int) -> Plac
     sizes = program.storage_bytes()
     written = _written(program)
     bound_inputs, bound_outputs = _bound(program, program.inputs, sizes, written)
-    weights = _weights(program, params)
+    weights = check_weights(program, params)
     memory = {
         storage: array
         for storage, array in weights.items()
@@ -186,7 +187,7 @@ def _bound(
     return inputs, outputs
 
 
-def _weights(program: Program, params: Mapping[str, Array]) -> dict[int, Array]:
+def check_weights(program: Program, params: Mapping[str, Array]) -> dict[int, Array]:
     """Storage -> the bytes of the param that lies there, checked, copied only if scattered."""
     found = {}
     for number in program.params:

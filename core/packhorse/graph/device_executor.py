@@ -2,7 +2,7 @@
 
 Storages are allocated on the device and weights uploaded once. A run uploads the inputs, queues
 every kernel without waiting for any, and downloads the outputs. A step of the host gets copies of
-what it reads, and what it writes is uploaded only if a kernel reads it: :meth:`report` counts
+what it reads, and what it writes is uploaded only if a kernel reads it: :meth:`report` lists
 these copies.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -19,38 +19,56 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from packhorse.device import Device, Memory
-from packhorse.errors import ArgumentValueError, ArtifactError, DeviceClosed
+from packhorse.errors import ArtifactError, DeviceClosed
+from packhorse.graph._base import ProgramExecutor, check_repeat
+from packhorse.graph._inputs import Inputs
 from packhorse.graph._segments import HOST_PREFIX, ExecutorReport, HostRunner, ModuleLike
-from packhorse.graph._storage import Array, entry_dtype
-from packhorse.graph._storage import _weights as checked_weights
-from packhorse.graph.executor import GraphExecutor, Inputs
+from packhorse.graph._storage import Array, check_weights, entry_dtype
 from packhorse.graph.program import NOP, Program, Step, check
+from packhorse.tensor import Tensor
 
-__all__ = ["DeviceExecutor", "DeviceFunction", "DeviceReport"]
+__all__ = ["HOST_MEMORY", "Copy", "DeviceExecutor", "DeviceFunction", "DeviceReport"]
 
 _Call: TypeAlias = tuple[Step, Callable[[], Any]]
+HOST_MEMORY = "host"
+"""What :class:`Copy` calls the memory of the process."""
 
 
 class DeviceFunction(Protocol):
     """What the module of a device's kernels gives."""
 
     def bind_memory(self, blocks: Sequence[Memory]) -> Callable[[], Any]:
-        """A call without arguments that queues the kernel on these blocks, in argument order."""
+        """A call without arguments that queues the kernel on these blocks, in argument order.
+
+        It may have a method ``nanoseconds() -> int``: run once, wait, and tell the time by the
+        device's own clock. Profiles use it.
+        """
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One copy that a run makes: what is copied, from which memory to which, and its bytes."""
+
+    what: str
+    source: str
+    target: str
+    nbytes: int
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.source} -> {self.target}, {self.nbytes} bytes"
 
 
 @dataclass(frozen=True)
 class DeviceReport(ExecutorReport):
-    """What an executor consists of; ``copies`` are the (step, bytes down, bytes up) of each step
-    of the host in a run, inputs and outputs of the program not counted."""
+    """What an executor consists of, and the copies between host and device of each run."""
 
-    copies: tuple[tuple[str, int, int], ...] = ()
+    copies: tuple[Copy, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"copies for {n}: {down} bytes down, {up} up" for n, down, up in self.copies]
-        return "\n".join([super().__str__(), *lines])
+        return "\n".join([super().__str__(), *(f"copy of {copy}" for copy in self.copies)])
 
 
-class DeviceExecutor(GraphExecutor):
+class DeviceExecutor(ProgramExecutor):
     """Runs a Program on a device; used like a :class:`GraphExecutor`.
 
     Parameters
@@ -65,6 +83,13 @@ class DeviceExecutor(GraphExecutor):
         Whose memory is used; its queue runs calls in order.
     host : callable, optional
         ``host(step, inputs, outputs)`` runs the steps ``packhorse.op.*``.
+    given : mapping of str to Memory, optional
+        Inputs that lie on the device already, in memory of somebody else: runs neither take nor
+        upload them.
+    fetch : collection of str, optional
+        The outputs that a run downloads and returns; default all.
+    keep : collection of str, optional
+        Outputs that somebody reads on the device, out of :meth:`block`.
 
     Raises
     ------
@@ -84,17 +109,26 @@ class DeviceExecutor(GraphExecutor):
         device: Device,
         *,
         host: HostRunner | None = None,
+        given: Mapping[str, Memory] | None = None,
+        fetch: Collection[str] | None = None,
+        keep: Collection[str] = (),
     ) -> None:
         check(program)
-        self.program, self._device, self._host = program, device, host
+        super().__init__(program)
+        self._device, self._host = device, host
         self._lock, self._closed = threading.Lock(), False
-        self._keep = module
+        self._keep: ModuleLike | None = module
         self._params = {i: params[program.entries[i].name] for i in program.params
                         if program.entries[i].name in params}  # fmt: skip
         self._mirror: dict[int, Array] = {}
         """Entries that steps of the host wrote in this run."""
-        self._needed = self._read_by_kernels()
-        self._blocks: dict[int, Memory] = {}
+        outputs = list(zip(program.output_names, program.outputs, strict=True))
+        self._needed = self._read_by_kernels() | {i for name, i in outputs if name in keep}
+        self._in = {program.entries[i].name: i for i in program.inputs}
+        self._fetch = [i for name, i in outputs if fetch is None or name in fetch]
+        self._shared = {program.entries[self._in.pop(name)].storage: block
+                        for name, block in (given or {}).items()}  # fmt: skip
+        self._blocks: dict[int, Memory] = dict(self._shared)
         try:
             self._allocate(params)
             once = [step for step in program.steps if step.once]
@@ -105,19 +139,22 @@ class DeviceExecutor(GraphExecutor):
         except BaseException:
             self._free()
             raise
-        entries = program.entries
-        self._in = [
-            (entries[i].name, entry_dtype(entries[i]), entries[i].shape, (), None, None, 0, i)
-            for i in program.inputs
-        ]
         self._report = self._counted(len(once))
 
     def _allocate(self, params: Mapping[str, Array]) -> None:
-        weights = checked_weights(self.program, params)
+        weights = check_weights(self.program, params)
         for storage, nbytes in self.program.storage_bytes().items():
-            self._blocks[storage] = self._device.allocate(nbytes)
+            if storage not in self._shared:
+                self._blocks[storage] = self._device.allocate(nbytes)
         for storage, array in weights.items():
             self._device.copy_from_host(self._blocks[storage], array)
+
+    def block(self, name: str) -> Memory:
+        """The memory of an input or output, which each run overwrites."""
+        program = self.program
+        outputs = dict(zip(program.output_names, program.outputs, strict=True))
+        number = self._in[name] if name in self._in else outputs[name]
+        return self._blocks[program.entries[number].storage]
 
     def _read_by_kernels(self) -> set[int]:
         """Entries that must be on the device."""
@@ -150,7 +187,8 @@ class DeviceExecutor(GraphExecutor):
     def run(self, inputs: Inputs) -> list[Array]:
         """Run the program: inputs up, all kernels queued, outputs down.
 
-        Parameters, results and errors as for :meth:`GraphExecutor.run`.
+        Parameters, results and errors as for :meth:`GraphExecutor.run`; inputs may also be
+        tensors on this device, which stay there.
         """
         with self._lock:
             self._upload(inputs)
@@ -161,19 +199,31 @@ class DeviceExecutor(GraphExecutor):
     def _upload(self, inputs: Inputs) -> None:
         if self._closed:
             raise DeviceClosed("this executor was closed; create another to run the program")
-        named = inputs if type(inputs) is dict else self._by_name(inputs)
-        if len(named) != len(self._in):
-            self._refuse_names(named)
-        accepted = [(row[-1], self._accept(named, *row[:3])) for row in self._in]
+        named = inputs
+        if type(named) is not dict or len(named) != len(self._in):
+            named = self.signature.by_name(inputs)
+        accepted = [(i, self.signature.accept(named, name, self._device))
+                    for name, i in self._in.items()]  # fmt: skip
         self._mirror.clear()
         for number, array in accepted:
             block = self._blocks[self.program.entries[number].storage]
-            self._device.copy_from_host(block, array)
+            if isinstance(array, Tensor):
+                self._copy_here(array, block)
+            else:
+                self._device.copy_from_host(block, array)
+
+    def _copy_here(self, tensor: Tensor, block: Memory) -> None:
+        """From memory of this device; through the host where the device has no better way."""
+        if "copy" in self._device.capabilities:
+            source = tensor._open_block().memory
+            self._device.copy(source, block, tensor.nbytes)  # type: ignore[attr-defined]
+        else:
+            self._device.copy_from_host(block, tensor.numpy())
 
     def _download(self) -> list[Array]:
         found = []
         state = self._state()
-        for number in self.program.outputs:
+        for number in self._fetch:
             array = state.read(number)
             found.append(array.copy() if number in self._mirror else array)
         self._mirror.clear()
@@ -182,10 +232,11 @@ class DeviceExecutor(GraphExecutor):
     def profile(self, inputs: Inputs, repeat: int = 10) -> list[tuple[str, str, float]]:
         """Time every step, waiting for each: (step name, function, median microseconds).
 
+        The device's own clock is asked where it has one.
+
         Raises as :meth:`run`; ArgumentValueError when ``repeat`` is less than 1.
         """
-        if repeat < 1:
-            raise ArgumentValueError(f"repeat must be at least 1, found {repeat}")
+        check_repeat(repeat)
         rounds: list[list[float]] = []
         with self._lock:
             for _ in range(repeat):
@@ -197,6 +248,9 @@ class DeviceExecutor(GraphExecutor):
         ]
 
     def _timed(self, call: Callable[[], Any]) -> float:
+        timer = getattr(call, "nanoseconds", None)
+        if timer is not None:
+            return float(timer()) * 1e-3
         self._device.synchronize()
         start = time.perf_counter_ns()
         call()
@@ -208,29 +262,45 @@ class DeviceExecutor(GraphExecutor):
         kernels = len(self._queue) - len(hosts)
         entries = self.program.entries
         weights = sum(entries[i].nbytes for i in self.program.params)
-        total = sum(block.nbytes for block in self._blocks.values())
-        made = {i for s in hosts for i in s.outputs} | set(self.program.params)
-        copies = tuple(
-            (s.name, sum(entries[i].nbytes for i in set(s.inputs) - made),
-             sum(entries[i].nbytes for i in s.outputs if i in self._needed))
-            for s in hosts
-        )  # fmt: skip
+        total = sum(b.nbytes for s, b in self._blocks.items() if s not in self._shared)
         return DeviceReport(
             self.program.name, total - weights, weights, kernels, kernels, once,
-            tuple((s.name, s.function) for s in hosts), copies,
+            tuple((s.name, s.function) for s in hosts), tuple(self._copies(hosts)),
         )  # fmt: skip
 
+    def _copies(self, hosts: Sequence[Step]) -> Iterator[Copy]:
+        """What every run moves between host and device."""
+        entries, there = self.program.entries, self._device.name
+        made = {i for s in hosts for i in s.outputs}
+        for name, i in self._in.items():
+            yield Copy(f"input '{name}'", HOST_MEMORY, there, entries[i].nbytes)
+        for step in hosts:
+            down = set(step.inputs) - made - set(self.program.params)
+            moves = (
+                (there, HOST_MEMORY, down),
+                (HOST_MEMORY, there, self._needed.intersection(step.outputs)),
+            )
+            for source, target, numbers in moves:
+                nbytes = sum(entries[i].nbytes for i in numbers)
+                if nbytes:
+                    yield Copy(f"step '{step.name}'", source, target, nbytes)
+        names = dict(zip(self.program.outputs, self.program.output_names, strict=True))
+        for i in self._fetch:
+            if i not in made:
+                yield Copy(f"output '{names[i]}'", there, HOST_MEMORY, entries[i].nbytes)
+
     def _free(self) -> None:
-        for block in self._blocks.values():
-            block.close()
+        for storage, block in self._blocks.items():
+            if storage not in self._shared:
+                block.close()
         self._blocks.clear()
 
     def close(self) -> None:
         """Free the device memory; waits for a run in progress. Closing twice is fine."""
         with self._lock:
             self._closed = True
-            self._queue, self._in = [], []
-            self._params, self._keep = {}, None
+            self._queue, self._in = [], {}
+            self._params, self._keep, self._shared = {}, None, {}
             self._mirror.clear()
             self._free()
 

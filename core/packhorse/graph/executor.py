@@ -11,18 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from statistics import median
-from types import TracebackType
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from packhorse.errors import (
-    ArgumentTypeError,
-    ArgumentValueError,
-    ArtifactError,
-    DeviceClosed,
-    did_you_mean,
-)
+from packhorse.errors import ArtifactError, DeviceClosed
+from packhorse.graph._base import ProgramExecutor, check_repeat
+from packhorse.graph._inputs import Inputs
 from packhorse.graph._segments import (
     ExecutorReport,
     HostRunner,
@@ -46,8 +41,6 @@ from packhorse.native.runtime import ffi
 
 __all__ = ["ExecutorReport", "GraphExecutor", "HostRunner", "Inputs", "live_bytes"]
 
-Inputs: TypeAlias = Mapping[str, Any] | Sequence[Any]
-
 _UINTPTR = ffi.typeof("uintptr_t")
 _cast, _from_buffer, _ndarray, _empty = ffi.cast, ffi.from_buffer, np.ndarray, np.empty
 _LOOSE = 64  # what packhorse's own kernels like of weights; they run with any alignment
@@ -62,7 +55,7 @@ _Out: TypeAlias = tuple[tuple[int, ...], np.dtype[Any], _Pointers | None, _Carri
 """shape, dtype, DLTensors to point at it (None: copied after the run), carrier, entry"""
 
 
-class GraphExecutor:
+class GraphExecutor(ProgramExecutor):
     """Runs a Program. Create once, run often; close it or let it be collected.
 
     Parameters
@@ -112,7 +105,7 @@ class GraphExecutor:
         check(program)
         if strict_alignment is None:
             strict_alignment = program.metadata.get("alignment") == "strict"
-        self.program = program
+        super().__init__(program)
         self._mask = ALIGNMENT - 1 if strict_alignment else 0
         self._lock = threading.Lock()
         placement = place(program, params, ALIGNMENT if strict_alignment else _LOOSE)
@@ -191,9 +184,9 @@ class GraphExecutor:
         """Check inputs, make outputs, and put their addresses into the argument tensors."""
         if self._closed:
             raise DeviceClosed("this executor was closed; create another to run the program")
-        named = inputs if type(inputs) is dict else self._by_name(inputs)
-        if len(named) != len(self._in):
-            self._refuse_names(named)
+        named = inputs
+        if type(named) is not dict or len(named) != len(self._in):
+            named = self.signature.by_name(inputs)
         held: list[Array] = []
         for name, dtype, shape, pointers, target, carrier, mask, number in self._in:
             array = named.get(name)
@@ -203,7 +196,7 @@ class GraphExecutor:
                 or array.shape != shape
                 or not array.flags.c_contiguous
             ):
-                array = self._accept(named, name, dtype, shape)
+                array = cast(Array, self.signature.accept(named, name))
             if target is not None:
                 np.copyto(target, array)
                 continue
@@ -235,61 +228,6 @@ class GraphExecutor:
 
     # ------------------------------------------------------------ the less usual ways
 
-    def _by_name(self, inputs: Inputs) -> Mapping[str, Any]:
-        if isinstance(inputs, Mapping):
-            return inputs
-        if isinstance(inputs, np.ndarray) or not isinstance(inputs, Sequence):
-            raise ArgumentTypeError(
-                f"inputs must be a dict of arrays by name or a list of arrays, found "
-                f"{type(inputs).__name__}; put a single array into a list"
-            )
-        if len(inputs) != len(self._in):
-            raise ArgumentValueError(
-                f"the program takes {len(self._in)} inputs, found {len(inputs)}; expected "
-                f"{self._signature()}"
-            )
-        return {row[0]: array for row, array in zip(self._in, inputs, strict=True)}
-
-    def _signature(self) -> str:
-        entries = self.program.entries
-        return ", ".join(f"'{entries[i].name}' {entries[i]}" for i in self.program.inputs)
-
-    def _refuse_names(self, named: Mapping[str, Any]) -> NoReturn:
-        expected = [row[0] for row in self._in]
-        unknown = [name for name in named if name not in expected]
-        if unknown:
-            hint = did_you_mean(str(unknown[0]), expected)
-            message = f"there is no input '{unknown[0]}'{hint}"
-        else:
-            missing = next(name for name in expected if name not in named)
-            message = f"input '{missing}' is missing"
-        raise ArgumentValueError(f"{message}; the program takes {self._signature()}")
-
-    def _accept(
-        self, named: Mapping[str, Any], name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
-    ) -> Array:
-        """The array that an unusual input holds, or the reason why it cannot be used."""
-        if name not in named:
-            self._refuse_names(named)
-        given = named[name]
-        if not isinstance(given, np.ndarray | np.generic) and not hasattr(given, "__array__"):
-            raise ArgumentTypeError(
-                f"input '{name}' must be an array, found {type(given).__name__}; pass "
-                f"np.asarray(value, dtype='{dtype}')"
-            )
-        array = np.asarray(given)
-        if array.dtype != dtype:
-            raise ArgumentTypeError(
-                f"input '{name}' must be {dtype}, found {array.dtype}; convert it with "
-                f"array.astype('{dtype}')"
-            )
-        if array.shape != shape:
-            fix = "reshape it" if array.size == np.prod(shape) else "compile for that shape"
-            raise ArgumentValueError(
-                f"input '{name}' must have shape {shape}, found {array.shape}; {fix}"
-            )
-        return np.ascontiguousarray(array).reshape(shape)
-
     def _realign(self, number: int, array: Array) -> Array:
         if number not in self._aligned:
             self._aligned[number] = aligned_array(array.shape, array.dtype)
@@ -309,42 +247,12 @@ class GraphExecutor:
         for number in self._bindings:
             self._tensors.bind(number, None)
 
-    # ------------------------------------------------------------ introspection
-
-    def input_info(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Input name -> (dtype, shape), in the order of positional inputs."""
-        return self._info(self.program.inputs)
-
-    def param_info(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Param name -> (dtype, shape)."""
-        return self._info(self.program.params)
-
-    def output_info(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Output name -> (dtype, shape), in the order :meth:`run` returns them."""
-        entries = (self.program.entries[i] for i in self.program.outputs)
-        names = self.program.output_names
-        return {n: (e.dtype, e.shape) for n, e in zip(names, entries, strict=True)}
-
-    def _info(self, numbers: Sequence[int]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        entries = (self.program.entries[i] for i in numbers)
-        return {entry.name: (entry.dtype, entry.shape) for entry in entries}
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of planned memory: intermediate tensors, and weights that had to be copied."""
-        return self._report.memory_bytes
-
-    def report(self) -> ExecutorReport:
-        """What runs where, and the memory it takes."""
-        return self._report
-
     def profile(self, inputs: Inputs, repeat: int = 10) -> list[tuple[str, str, float]]:
         """Time every step: (step name, function, median microseconds), in execution order.
 
         Raises as :meth:`run`; ArgumentValueError when ``repeat`` is less than 1.
         """
-        if repeat < 1:
-            raise ArgumentValueError(f"repeat must be at least 1, found {repeat}")
+        check_repeat(repeat)
         with self._lock:
             held, outputs = self._bind(inputs)
             rounds = [[t for s in self._segments for t in s.profile()] for _ in range(repeat)]
@@ -377,17 +285,6 @@ class GraphExecutor:
             self._aligned = {}
             self._tensors.release()
             self._keep = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _carrier(dtype: np.dtype[Any]) -> _Carrier:
