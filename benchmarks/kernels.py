@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from packhorse.compiler.schedule import pack_constants, schedule
-from packhorse.compiler.target import host_target
 from packhorse.kernel import Buffer, Kernel, Store, contiguous
 from packhorse.kernel.expr import Affine, Expr, Load, Reduce, affine, call
 from packhorse.kernel.layout import numpy_dtype, to_storage
 from packhorse.native import Plan, Slot, aligned_empty
 from packhorse_llvm_cpu.codegen import Codegen
+from packhorse_llvm_cpu.target import host_target
 
 F32 = "float32"
 Run = Callable[[], object]

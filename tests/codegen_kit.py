@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from packhorse.compiler.schedule import Schedule, pack_constants, schedule
-from packhorse.compiler.target import Target, host_target
+from packhorse.compiler.target import Target
 from packhorse.kernel import Buffer, Kernel, Store, contiguous
 from packhorse.kernel.expr import Expr, Load, affine
 from packhorse.kernel.interpret import interpret
 from packhorse.kernel.layout import from_storage, numpy_dtype, to_storage
 from packhorse.native import Plan, Slot
 from packhorse_llvm_cpu.codegen import Codegen
+from packhorse_llvm_cpu.target import host_target
 
 Array = np.ndarray[Any, Any]
 F32 = "float32"

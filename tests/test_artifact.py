@@ -230,7 +230,7 @@ def test_a_cache_open_to_others_is_closed(tmp_path, monkeypatch):
 def test_a_cache_of_another_user_is_refused(monkeypatch):
     artifact().library_path()
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ArtifactError, match="belongs to another user"):
+    with pytest.raises(ArtifactError, match="belongs to another user, who could replace.*PACKHORSE_CACHE_DIR"):
         artifact().library_path()
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     {"function", "device", "_devices", "cpu", "tvm_ffi_bridge"},
     {"native"},
     {"plugin", "dtype", "_device_string"},
-    {"kernel", "errors", "_config", "_version"},
+    {"kernel", "errors", "_config", "_version", "disk_cache"},
 )
 """Highest first; a module imports from its own layer and those below."""
 

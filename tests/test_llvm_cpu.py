@@ -1,4 +1,4 @@
-"""The llvm-cpu backend: device, module, object cache, exported libraries."""
+"""The llvm-cpu backend: device, module, cached objects, exported libraries."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from codegen_kit import at, dense, to
 
-import packhorse.compiler.target as target_file
 import packhorse_llvm_cpu.module as module_file
+import packhorse_llvm_cpu.target as target_file
 from packhorse.compiler.schedule import schedule
 from packhorse.errors import (
     CompileError,
@@ -22,7 +22,6 @@ from packhorse.errors import (
 )
 from packhorse.kernel import Kernel
 from packhorse.module import load_module
-from packhorse_llvm_cpu.cache import ObjectCache
 from packhorse_llvm_cpu.device import LlvmCpuDevice
 from packhorse_llvm_cpu.module import link_objects
 from packhorse_llvm_cpu.plugin import INFO, LlvmCpuBackend
@@ -162,29 +161,7 @@ def test_every_linker_that_is_here(tmp_path, monkeypatch, which):
     assert sorted(load_module(path).functions) == ["f", "g"]
 
 
-# -- the object cache -----------------------------------------------------------------------------
-
-
-def test_cache_round_trip_corruption_and_limit(tmp_path):
-    cache = ObjectCache(tmp_path / "kernels", limit=1000)
-    assert cache.get("a") is None
-    cache.put("a", b"code")
-    assert cache.get("a") == b"code"
-    (tmp_path / "kernels" / "a.o").write_bytes(b"x" * 50)
-    assert cache.get("a") is None
-    assert not (tmp_path / "kernels" / "a.o").exists()
-    for i in range(20):
-        cache.put(f"k{i}", bytes(100))
-    cache.shrink()
-    total = sum(f.stat().st_size for f in (tmp_path / "kernels").iterdir())
-    assert 0 < total <= 1000
-
-
-def test_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    cache = ObjectCache(tmp_path / "file" / "kernels")
-    cache.put("a", b"code")
-    assert cache.get("a") is None
+# -- cached objects -----------------------------------------------------------------------------
 
 
 def test_second_compilation_comes_from_the_cache(monkeypatch):

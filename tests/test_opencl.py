@@ -33,7 +33,6 @@ pytest.importorskip("pyopencl", reason="pyopencl is not installed (extra opencl)
 from packhorse_opencl import driver, module
 from packhorse_opencl.memory import Pool
 from packhorse_opencl.plugin import OpenClBackend
-from packhorse_opencl.programs import ProgramCache
 
 DEVICE = "opencl:0"
 
@@ -279,20 +278,16 @@ def test_programs_come_from_the_cache(device, monkeypatch):
 
 
 def test_a_damaged_cache_is_no_error(device):
-    cache = ProgramCache()
     compiled(device, "damaged", kernel=doubling(78))
-    for path in cache.folder.glob("*.bin"):
+    for path in module._CACHE.folder.iterdir():
         path.write_bytes(b"x" * 100)
-        assert cache.get(path.stem) is None
-        assert not path.exists()
     compiled(device, "damaged", kernel=doubling(78))
 
 
-def test_the_cache_has_a_limit():
-    cache = ProgramCache(limit=100)
-    for key in "abc":
-        cache.put(key, b"x" * 40)
-    assert sum(cache.get(key) is not None for key in "abc") == 1
+def test_a_binary_of_another_driver_is_no_error(device, monkeypatch):
+    monkeypatch.setattr(module._CACHE, "get", lambda key: b"no binary of this driver")
+    compiled(device, "foreign", kernel=doubling(79))
+    device.check()
 
 
 # -- whole graphs ---------------------------------------------------------------------------------
@@ -344,12 +339,12 @@ def test_steps_of_the_host_get_copies_and_are_reported(monkeypatch):
     np.testing.assert_allclose(b, expected, rtol=1e-5)
     np.testing.assert_allclose(y, expected + a, rtol=1e-5)
     assert [str(copy) for copy in report.copies] == [
-        "input 'x': host -> opencl:0, 48 bytes",
+        "'x': host -> opencl:0, 48 bytes",
         "step 'middle': opencl:0 -> host, 48 bytes",
         "step 'middle': host -> opencl:0, 48 bytes",
-        "output 'y': opencl:0 -> host, 48 bytes",
+        "'y': opencl:0 -> host, 48 bytes",
     ]
-    assert "copy of step 'middle': host -> opencl:0, 48 bytes" in str(report)
+    assert "copied: step 'middle': host -> opencl:0, 48 bytes" in str(report)
     assert [w for n, w in where.items() if "middle" in n] == ["host (NumPy reference)"]
 
 

@@ -15,7 +15,6 @@ Everything is checked before it is used; see SECURITY.md for what that does and 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from packhorse import _config
 from packhorse._version import __version__
 from packhorse.artifact_files import replace_file
 from packhorse.artifact_manifest import FORMAT_VERSION, check_target
+from packhorse.disk_cache import private_folder
 from packhorse.errors import ArgumentValueError, ArtifactError, did_you_mean
 from packhorse.graph.params import Array
 from packhorse.graph.program import Program
@@ -182,7 +182,7 @@ def _cached(code: bytes) -> Path:
     folder = _config.cache_dir("libraries")
     name = f"{sha256(code).hexdigest()}.so"
     try:
-        _private(folder)
+        private_folder(folder)
     except OSError as error:
         raise ArtifactError(
             f"the cache folder '{folder}' cannot be used: {error.strerror or error}; set "
@@ -194,17 +194,3 @@ def _cached(code: bytes) -> Path:
             return path
     replace_file(path, [code], 0o700)
     return path
-
-
-def _private(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if os.name == "nt":  # the user's cache folder is private by its inherited access list
-        return
-    found = os.stat(folder)
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-        raise ArtifactError(
-            f"the cache folder '{folder}' belongs to another user, who could replace code in it; "
-            "set PACKHORSE_CACHE_DIR to a folder of your own"
-        )
-    if found.st_mode & 0o077:
-        os.chmod(folder, 0o700)

@@ -13,11 +13,12 @@ import packhorse.compiler.llvm_text as _text_module
 from packhorse.compiler.abi_support import support_text
 from packhorse.compiler.llvm_text import emit_llvm
 from packhorse.compiler.schedule import Schedule
-from packhorse.compiler.target import Target, llvm_module
+from packhorse.compiler.target import Target
+from packhorse.disk_cache import DiskCache
 from packhorse.errors import CompileError
 from packhorse.kernel import Kernel
-from packhorse_llvm_cpu.cache import ObjectCache
 from packhorse_llvm_cpu.module import JitModule
+from packhorse_llvm_cpu.target import llvm_module
 
 __all__ = ["Codegen"]
 
@@ -52,7 +53,7 @@ class Codegen:
         self._jit = self._llvm.create_lljit_compiler(jit_machine)
         versions = f"{version('llvmlite')} {self._llvm.llvm_version_info}"
         self._salt = f"{versions} {target!r} {_generator()}"
-        self._cache = ObjectCache()
+        self._cache = DiskCache("kernels")
 
     def module(self, functions: Sequence[tuple[str, Kernel, Schedule]]) -> JitModule:
         """Compile (or fetch) each kernel and load them as one module."""

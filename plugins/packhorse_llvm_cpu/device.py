@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from packhorse.compiler.schedule import Schedule, schedule
-from packhorse.compiler.target import Target, host_target
+from packhorse.compiler.target import Target
 from packhorse.cpu import HostDevice
 from packhorse.device import BackendInfo
 from packhorse.errors import CompileError, DeviceError, DeviceStringError, DeviceUnavailable
@@ -16,6 +16,7 @@ from packhorse.kernel import Affine, Kernel, Store, contiguous
 from packhorse.kernel.expr import Load
 from packhorse_llvm_cpu.codegen import Codegen
 from packhorse_llvm_cpu.module import JitModule
+from packhorse_llvm_cpu.target import host_target
 
 __all__ = ["LlvmCpuDevice"]
 

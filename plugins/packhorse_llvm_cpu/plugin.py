@@ -55,8 +55,8 @@ class LlvmCpuBackend:
 
     def probe(self) -> Iterator[DeviceInfo]:
         """The CPU, with the LLVM version as its driver."""
-        from packhorse.compiler.target import llvm_module
         from packhorse.cpu import host_name, total_memory
+        from packhorse_llvm_cpu.target import llvm_module
 
         version = ".".join(map(str, llvm_module().llvm_version_info))
         yield DeviceInfo(INFO.name, 0, host_name(), total_memory(), driver=f"LLVM {version}")
@@ -71,7 +71,7 @@ def packhorse_backend_info() -> BackendInfo:
 @hookimpl
 def packhorse_open_backend() -> LlvmCpuBackend:
     """The backend; MissingExtra when llvmlite is not installed."""
-    from packhorse.compiler.target import llvm_module
+    from packhorse_llvm_cpu.target import llvm_module
 
     llvm_module()
     return LlvmCpuBackend()

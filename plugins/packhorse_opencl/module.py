@@ -13,6 +13,7 @@ import packhorse.compiler.lower_gpu as _lowering
 from packhorse.compiler.gpu_schedule import GpuSchedule
 from packhorse.compiler.lower_gpu import c_name, gpu_program
 from packhorse.device import Memory
+from packhorse.disk_cache import DiskCache
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -26,7 +27,6 @@ from packhorse.module_base import Module
 from packhorse.tensor import Tensor
 from packhorse_opencl.driver import typed_errors
 from packhorse_opencl.memory import ClMemory
-from packhorse_opencl.programs import ProgramCache
 
 if TYPE_CHECKING:
     from packhorse_opencl.device import OpenClDevice
@@ -35,7 +35,7 @@ __all__ = ["ClFunction", "ClModule", "build"]
 
 Function = tuple[str, Kernel, GpuSchedule]
 _OPTIONS = "-cl-std=CL1.2"
-_CACHE = ProgramCache()
+_CACHE = DiskCache("opencl")
 
 
 def build(device: OpenClDevice, functions: Sequence[Function]) -> ClModule:

@@ -9,9 +9,9 @@ import pytest
 from codegen_kit import at, dense, host, run, to
 
 from packhorse.compiler.schedule import schedule
-from packhorse.compiler.target import host_target
 from packhorse.kernel import Kernel
 from packhorse.kernel.expr import call
+from packhorse_llvm_cpu.target import host_target
 
 TARGETS = [host()]
 if host().arch == "x86_64":

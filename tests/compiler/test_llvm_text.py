@@ -12,12 +12,13 @@ from packhorse.compiler.abi_text import SLOTS
 from packhorse.compiler.llvm_builder import Builder, float_text
 from packhorse.compiler.llvm_text import emit_llvm
 from packhorse.compiler.schedule import schedule
-from packhorse.compiler.target import Target, host_target
+from packhorse.compiler.target import Target
 from packhorse.errors import CompileError
 from packhorse.kernel import Kernel
 from packhorse.kernel.expr import CALLS, Expr, Reduce, call
 from packhorse.native.library import Library
 from packhorse_llvm_cpu.module import link_objects
+from packhorse_llvm_cpu.target import host_target
 
 
 def everything(n: int = 50_000, dtype: str = "float32") -> Kernel:

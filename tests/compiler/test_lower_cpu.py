@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from packhorse.compiler.lower_cpu import CpuLowering
 from packhorse.compiler.schedule import Schedule, pack_constants, schedule
-from packhorse.compiler.target import Target, host_target
+from packhorse.compiler.target import Target
 from packhorse.errors import CompileError
 from packhorse.kernel import Dim, Kernel
 from packhorse.kernel.expr import (
@@ -28,6 +28,7 @@ from packhorse.kernel.expr import (
     select,
 )
 from packhorse.kernel.kernel import Buffer
+from packhorse_llvm_cpu.target import host_target
 
 TARGETS = {
     "host": host(),

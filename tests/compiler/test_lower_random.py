@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packhorse.compiler.schedule import Schedule
-from packhorse.compiler.target import Target, host_target
+from packhorse.compiler.target import Target
 from packhorse.kernel import Axis, Buffer, Kernel, Store, contiguous
 from packhorse.kernel.expr import Expr, Index, Load, Reduce, affine, call, cast, select
+from packhorse_llvm_cpu.target import host_target
 
 OPS = ("add", "sub", "mul", "max", "min")
 EXTENTS = (1, 2, 3, 5, 8, 16, 17, 31, 33, 40)

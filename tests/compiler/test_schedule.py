@@ -9,10 +9,11 @@ from codegen_kit import at, dense, host, to
 
 from packhorse.compiler.packing import pack
 from packhorse.compiler.schedule import Schedule, schedule
-from packhorse.compiler.target import Target, host_target
+from packhorse.compiler.target import Target
 from packhorse.errors import CompileError
 from packhorse.kernel import Dim, Kernel
 from packhorse.kernel.expr import Reduce, affine, call
+from packhorse_llvm_cpu.target import host_target
 
 WIDE = Target(
     triple="x86_64-unknown-linux-gnu",
