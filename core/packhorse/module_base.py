@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from packhorse.errors import ArgumentTypeError, DeviceClosed, FunctionNotFound, did_you_mean
+from packhorse.errors import (
+    ArgumentTypeError,
+    CompileError,
+    DeviceClosed,
+    FunctionNotFound,
+    did_you_mean,
+)
 from packhorse.function import PackedFunction, add_value_type
 
 __all__ = ["Module", "PythonModule"]
@@ -168,6 +176,46 @@ class Module:
     def _imported(self, name: str) -> PackedFunction | None:
         found = (m._look_up(name, True) for m in self._imports)
         return next((function for function in found if function is not None), None)
+
+    def save_blob(self) -> tuple[str, bytes]:
+        """Its code as an artifact holds it, for devices that have ``load(blob, kind)``.
+
+        A backend whose modules can be saved overrides this.
+
+        Returns
+        -------
+        kind : str
+            The word by which ``Device.load`` knows the form: lower case, digits, ``-``, ``_``
+            and ``.``, up to 64 characters, with the name of the backend in it.
+        blob : bytes
+            The code. It should not depend on the driver's version nor on the path of any file.
+
+        Raises
+        ------
+        CompileError
+            The code has no form on disk.
+        """
+        raise CompileError(
+            f"the code of module '{self.name}' ({self.kind}) cannot be saved: its backend offers "
+            "no form on disk. Keep the model file, or compile it for another device, such as "
+            "'llvm-cpu'"
+        )
+
+    def export_library(
+        self, path: str | os.PathLike[str], data: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write it as a shared library. Only modules of machine code of the host can.
+
+        Raises
+        ------
+        CompileError
+            There is no such form of it.
+        """
+        raise CompileError(
+            f"'{path}' was not written: module '{self.name}' ({self.kind}) is no code of the host "
+            "and has no shared library. Save the model as a .packhorse file, or compile it for "
+            "'llvm-cpu'"
+        )
 
     def _require_open(self) -> None:
         if self._closed:

@@ -13,6 +13,7 @@ from packhorse.device import BackendInfo, DeviceMixin, Memory, MemoryStats, chec
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
+    ArtifactError,
     CompileError,
     DeviceError,
     DeviceMemoryError,
@@ -21,8 +22,9 @@ from packhorse.errors import (
 from packhorse.kernel import Affine, Kernel, Store, contiguous
 from packhorse.kernel.expr import Load
 from packhorse_opencl.driver import opencl, opencl_devices, typed_errors
+from packhorse_opencl.library import KIND, ClLibrary
 from packhorse_opencl.memory import ClMemory, Pool
-from packhorse_opencl.module import ClModule, build
+from packhorse_opencl.module import ClModule, build, read
 
 __all__ = ["OpenClDevice"]
 
@@ -135,7 +137,36 @@ class OpenClDevice(DeviceMixin):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise CompileError(f"symbol '{twice[0]}' names two kernels. Give each its own name")
-        module = build(self, functions)
+        return self._kept(build(self, ClLibrary.of(functions)))
+
+    def load(self, blob: bytes, kind: str) -> ClModule:
+        """The module of a compiled library.
+
+        Parameters
+        ----------
+        blob : bytes
+            What ``Module.save_blob`` of a module of this backend gave, on any machine.
+        kind : str
+            ``"opencl-text"``.
+
+        Raises
+        ------
+        ArtifactError
+            Another kind, or a damaged blob.
+        CompileError
+            A kernel needs what this device lacks, or the driver refused the text.
+        """
+        self.require_open()
+        readers = {KIND: read}
+        if kind not in readers:
+            raise ArtifactError(
+                f"{self.name} reads code of the kind {', '.join(readers)}; this is '{kind:.80}'. "
+                "Compile the model for this device"
+            )
+        return self._kept(readers[kind](self, blob))
+
+    def _kept(self, module: ClModule) -> ClModule:
+        """Closed with the device, at the latest."""
         self._modules.add(module)
         return module
 

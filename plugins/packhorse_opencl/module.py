@@ -6,66 +6,78 @@ import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import packhorse.compiler.lower_gpu as _lowering
-from packhorse.compiler.gpu_schedule import GpuSchedule
-from packhorse.compiler.lower_gpu import c_name, gpu_program
 from packhorse.device import Memory
 from packhorse.disk_cache import DiskCache
+from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
+    ArtifactError,
     CompileError,
-    DeviceClosed,
 )
 from packhorse.function import PackedFunction, add_value_type
-from packhorse.kernel import Buffer, Kernel
-from packhorse.kernel.layout import numpy_dtype
 from packhorse.module_base import Module
 from packhorse.tensor import Tensor
 from packhorse_opencl.driver import typed_errors
+from packhorse_opencl.library import KIND, ClArgument, ClKernel, ClLibrary
 from packhorse_opencl.memory import ClMemory
 
 if TYPE_CHECKING:
     from packhorse_opencl.device import OpenClDevice
 
-__all__ = ["ClFunction", "ClModule", "build"]
+__all__ = ["ClFunction", "ClModule", "build", "read"]
 
-Function = tuple[str, Kernel, GpuSchedule]
 _OPTIONS = "-cl-std=CL1.2"
 _CACHE = DiskCache("opencl")
 
 
-def build(device: OpenClDevice, functions: Sequence[Function]) -> ClModule:
-    """Compile kernels into one program, or fetch it from the cache.
+def build(device: OpenClDevice, library: ClLibrary) -> ClModule:
+    """Make a program of a library's text, or fetch it from the cache.
 
     Raises
     ------
     CompileError
-        A kernel needs what the device lacks, or the driver refused the text.
+        A kernel needs what the device lacks, or the driver refused the text; ``log`` says why.
     """
-    _check_device(device, functions)
-    text = gpu_program(functions, device.target.dialect) if functions else ""
-    program = _program(device, text) if text else None
-    return ClModule(device, program, functions, text)
+    for kernel in library.kernels:
+        _check_limits(device, kernel)
+    return ClModule(device, _program(device, library.text) if library.text else None, library)
 
 
-def _check_device(device: OpenClDevice, functions: Sequence[Function]) -> None:
+def read(device: OpenClDevice, blob: bytes) -> ClModule:
+    """Make a program of what an artifact holds.
+
+    Raises
+    ------
+    ArtifactError
+        The blob is damaged, or its table names kernels that its text does not have.
+    CompileError
+        As :func:`build`.
+    """
+    library = ClLibrary.read(blob)
+    module = build(device, library)
+    names = set() if module.program is None else _kernel_names(device, module.program)
+    lost = [kernel.function for kernel in library.kernels if kernel.function not in names]
+    if lost:
+        raise ArtifactError(f"the text of the OpenCL library has no kernel '{lost[0]}'")
+    return module
+
+
+def _check_limits(device: OpenClDevice, kernel: ClKernel) -> None:
     target = device.target
-    for symbol, kernel, plan in functions:
-        if plan.group > target.max_group:
-            raise CompileError(
-                f"kernel '{symbol}' wants work-groups of {plan.group}, {device.name} has at most "
-                f"{target.max_group}. Give it a schedule with a smaller group"
-            )
-        kinds = {n.dtype for n in _lowering.nodes(kernel)}
-        if "float64" in kinds and not target.float64:
-            raise CompileError(
-                f"kernel '{symbol}' computes in float64, which {device.name} does not have. "
-                "Run this model on another device, or convert it to float32"
-            )
+    if kernel.group > target.max_group:
+        raise CompileError(
+            f"kernel '{kernel.symbol}' wants work-groups of {kernel.group}, {device.name} has at "
+            f"most {target.max_group}. Give it a schedule with a smaller group: compile the model "
+            "for this device"
+        )
+    if kernel.float64 and not target.float64:
+        raise CompileError(
+            f"kernel '{kernel.symbol}' computes in float64, which {device.name} does not have. "
+            "Run this model on another device, or convert it to float32"
+        )
 
 
 def _program(device: OpenClDevice, text: str) -> Any:
@@ -92,20 +104,23 @@ def _built(device: OpenClDevice, program: Any) -> Any:
         return program.build(options=_OPTIONS, cache_dir=False)
 
 
+def _kernel_names(device: OpenClDevice, program: Any) -> set[str]:
+    with typed_errors("list the kernels of a program", device.name):
+        names: str = program.get_info(device.cl.program_info.KERNEL_NAMES)
+    return set(names.split(";"))
+
+
 class ClFunction(PackedFunction):
     """One kernel as a packed function over tensors of its device, in argument order.
 
     Calls are queued: read a result with ``tensor.numpy()``, which waits for it.
     """
 
-    __slots__ = ("_device", "_kernel", "_launch", "_program", "_symbol")
+    __slots__ = ("_device", "_kernel", "_program")
 
-    def __init__(
-        self, device: OpenClDevice, program: Any, symbol: str, kernel: Kernel, plan: GpuSchedule
-    ) -> None:
-        super().__init__(self._run, symbol)
-        self._device, self._program, self._symbol = device, program, symbol
-        self._kernel, self._launch = kernel, plan.launch(kernel)
+    def __init__(self, device: OpenClDevice, program: Any, kernel: ClKernel) -> None:
+        super().__init__(self._run, kernel.symbol)
+        self._device, self._program, self._kernel = device, program, kernel
 
     def bind(self, *args: Any) -> Callable[[], Any]:
         """Check tensors now; the call returned only enqueues.
@@ -115,13 +130,9 @@ class ClFunction(PackedFunction):
         ArgumentTypeError, ArgumentValueError
             Not the tensors the kernel takes.
         """
-        names = self._kernel.arguments
-        if len(args) != len(names):
-            raise ArgumentValueError(
-                f"'{self.name}' takes {len(names)} tensors, {len(args)} were given"
-            )
-        for i, (arg, name) in enumerate(zip(args, names, strict=True)):
-            self._check(i, arg, self._kernel.buffers[name])
+        self._count(args, "tensors")
+        for i, (arg, wanted) in enumerate(zip(args, self._kernel.arguments, strict=True)):
+            self._check(i, arg, wanted)
         return self.bind_memory([arg._open_block().memory for arg in args])
 
     def bind_memory(self, blocks: Sequence[Memory]) -> Callable[[], Any]:
@@ -131,29 +142,59 @@ class ClFunction(PackedFunction):
         -------
         callable
             Enqueues the kernel and returns its ``pyopencl.Event``.
+
+        Raises
+        ------
+        ArgumentValueError
+            Another number of blocks, one that is too small or not this device's.
+        CompileError
+            The driver made a kernel of the text that this device cannot run.
         """
-        cl, device = self._device.cl, self._device
+        cl, device, wanted = self._device.cl, self._device, self._kernel
         device.require_open()
-        for name, block in zip(self._kernel.arguments, blocks, strict=True):
-            needed = self._bytes(self._kernel.buffers[name])
-            if not isinstance(block, ClMemory) or block.nbytes < needed:
+        self._count(blocks, "blocks of memory")
+        for argument, block in zip(wanted.arguments, blocks, strict=True):
+            if not isinstance(block, ClMemory) or block.nbytes < argument.nbytes:
                 raise ArgumentValueError(
-                    f"'{self.name}' needs {needed} bytes of {device.name} for '{name}', found "
-                    f"{type(block).__name__} of {block.nbytes}"
+                    f"'{self.name}' needs {argument.nbytes} bytes of {device.name} for "
+                    f"'{argument.name}', found {type(block).__name__} of {block.nbytes}"
                 )
         with typed_errors(f"prepare kernel '{self.name}'", device.name):
-            kernel = cl.Kernel(self._program, c_name(self._symbol))
+            kernel = cl.Kernel(self._program, wanted.function)
+            self._fits(kernel)
             kernel.set_args(*(block.buffer for block in blocks if isinstance(block, ClMemory)))
-        total, group = self._launch
         enqueue = functools.partial(
-            cl.enqueue_nd_range_kernel, device.queue, kernel, (total,), (group,)
+            cl.enqueue_nd_range_kernel, device.queue, kernel, (wanted.total,), (wanted.group,)
         )
-        return functools.partial(_enqueue, device, self._symbol, enqueue)
+        return functools.partial(_enqueue, device, wanted.symbol, enqueue)
 
     def _run(self, *args: Any) -> None:
         self.bind(*args)()
 
-    def _check(self, i: int, arg: Any, buffer: Buffer) -> None:
+    def _count(self, given: Sequence[Any], what: str) -> None:
+        count = len(self._kernel.arguments)
+        if len(given) != count:
+            raise ArgumentValueError(f"'{self.name}' takes {count} {what}, {len(given)} were given")
+
+    def _fits(self, kernel: Any) -> None:
+        """Compare what the driver made with what the table says and the device has."""
+        cl, device, wanted = self._device.cl, self._device, self._kernel
+        if kernel.num_args != len(wanted.arguments):
+            raise ArtifactError(
+                f"kernel '{self.name}' takes {kernel.num_args} arguments in the text of its "
+                f"library, {len(wanted.arguments)} in its table"
+            )
+        info = cl.kernel_work_group_info
+        most = kernel.get_work_group_info(info.WORK_GROUP_SIZE, device.handle)
+        shared = kernel.get_work_group_info(info.LOCAL_MEM_SIZE, device.handle)
+        if wanted.group > most or shared > device.target.local_bytes:
+            raise CompileError(
+                f"kernel '{self.name}' wants work-groups of {wanted.group} that share {shared} "
+                f"bytes; {device.name} runs it in groups of up to {most} and shares "
+                f"{device.target.local_bytes} bytes. Compile the model for this device"
+            )
+
+    def _check(self, i: int, arg: Any, wanted: ClArgument) -> None:
         what = f"argument {i} of '{self.name}'"
         if not isinstance(arg, Tensor) or arg.device is not self._device:
             where = arg.device.name if isinstance(arg, Tensor) else type(arg).__name__
@@ -161,17 +202,13 @@ class ClFunction(PackedFunction):
                 f"{what} must be a tensor on {self._device.name}, found one of {where}; copy it "
                 f"there with packhorse.tensor(array, device='{self._device.name}')"
             )
-        if arg.dtype != numpy_dtype(buffer.dtype):
-            raise ArgumentTypeError(f"{what} must be {buffer.dtype}, found {arg.dtype}")
-        if arg.shape != buffer.shape and arg.size != buffer.size:
+        if arg.dtype != as_dtype(wanted.dtype):
+            raise ArgumentTypeError(f"{what} must be {wanted.dtype}, found {arg.dtype}")
+        if arg.shape != wanted.shape and arg.size != wanted.size:
             raise ArgumentValueError(
-                f"{what} must have shape {buffer.shape} or {buffer.size} elements, found "
+                f"{what} must have shape {wanted.shape} or {wanted.size} elements, found "
                 f"{arg.shape}"
             )
-
-    @staticmethod
-    def _bytes(buffer: Buffer) -> int:
-        return buffer.size * numpy_dtype(buffer.dtype).itemsize
 
 
 def _enqueue(device: OpenClDevice, name: str, call: Callable[[], Any]) -> Any:
@@ -188,19 +225,23 @@ class ClModule(Module):
 
     Attributes
     ----------
-    source : str
-        The OpenCL C text.
+    library : ClLibrary
+        The OpenCL C text and the table of its kernels.
+    program : pyopencl.Program or None
+        What the driver made of it; None for no kernels, and after :meth:`close`.
     """
 
     kind = "opencl"
     is_device_code = True
 
-    def __init__(
-        self, device: OpenClDevice, program: Any, functions: Sequence[Function], source: str
-    ) -> None:
+    def __init__(self, device: OpenClDevice, program: Any, library: ClLibrary) -> None:
         super().__init__("opencl")
-        self._device, self._program, self.source = device, program, source
-        self._table = {symbol: (kernel, plan) for symbol, kernel, plan in functions}
+        self._device, self.program, self.library = device, program, library
+
+    @property
+    def source(self) -> str:
+        """The OpenCL C text."""
+        return self.library.text
 
     def function(self, name: str) -> ClFunction:
         """The function of that name. Raises as :meth:`get_function`."""
@@ -208,33 +249,20 @@ class ClModule(Module):
         assert isinstance(found, ClFunction)
         return found
 
-    def export_library(self, path: Path, data: object = None) -> Path:
-        """Not offered.
-
-        Raises
-        ------
-        CompileError
-            Always: an OpenCL program is no shared library.
-        """
-        raise CompileError(
-            f"nothing was saved: OpenCL programs of {self._device.name} fit its driver only, and "
-            "are cached there anyway. Save the model compiled for 'llvm-cpu', and keep the model "
-            "file for OpenCL"
-        )
+    def save_blob(self) -> tuple[str, bytes]:
+        """Text and table: they fit every driver."""
+        self._require_open()
+        return KIND, self.library.blob()
 
     def _names(self) -> list[str]:
-        return list(self._table)
+        return list(self.library.table)
 
     def _find(self, name: str) -> ClFunction | None:
-        if name not in self._table:
-            return None
-        if self._program is None:
-            raise DeviceClosed(f"module '{self.name}' was closed")
-        kernel, plan = self._table[name]
-        return ClFunction(self._device, self._program, name, kernel, plan)
+        kernel = self.library.table.get(name)
+        return None if kernel is None else ClFunction(self._device, self.program, kernel)
 
     def _release(self) -> None:
-        self._program = None
+        self.program = None
 
 
 add_value_type(ClModule)
