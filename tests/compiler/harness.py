@@ -69,9 +69,9 @@ def block_packer(kernel: Kernel):
     return None, packed
 
 
-def run_build(graph, feeds, scheduler=block_packer):
+def run_build(graph, feeds, scheduler=block_packer, refuses=None):
     """Build, link and interpret; returns (outputs, build, program)."""
-    build = Builder(graph, scheduler).build()
+    build = Builder(graph, scheduler, refuses).build()
     program = link(build, {})
     params = pack_params(build)
     sizes: dict[int, int] = {}

@@ -7,30 +7,30 @@ it (``layout``). Every kernel is normalised (``collapse``), scheduled, and its c
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from packhorse.compiler.context import Context
-from packhorse.compiler.emitter import Build, Emitted, Emitter, Scheduler
+from packhorse.compiler.emitter import Build, Emitted, Emitter, Refuses, Scheduler
 from packhorse.compiler.fusion import Regions, contractions, too_costly, wasteful
 from packhorse.compiler.operands import ConstOperand, LazyOperand, Place, StoredOperand
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import Graph, Node
-from packhorse.kernel.expr import cast
+from packhorse.kernel.expr import Expr, cast
 from packhorse.kernel.kernel import Buffer, Store, contiguous
 from packhorse.kernel.layout import numpy_dtype
 from packhorse.kernel.lowering import Lazy, Lowered, Operand, Piece, Pieces, axes_of
 from packhorse.ops import registry
 
-__all__ = ["Build", "Builder", "Emitted", "Scheduler"]
+__all__ = ["Build", "Builder", "Emitted", "Refuses", "Scheduler"]
 
 
 class Builder(Emitter):
     """Lowers one static graph. Implements :class:`~packhorse.compiler.operands.Memory`."""
 
-    def __init__(self, graph: Graph, scheduler: Scheduler) -> None:
-        super().__init__(graph, scheduler)
+    def __init__(self, graph: Graph, scheduler: Scheduler, refuses: Refuses | None = None) -> None:
+        super().__init__(graph, scheduler, refuses)
         self.regions = Regions(graph)
         self.env: dict[str, Operand] = {}
         self.fused: dict[str, tuple[str, ...]] = {}
@@ -81,16 +81,10 @@ class Builder(Emitter):
         return self.env[name]
 
     def _node(self, node: Node) -> None:
-        operator = registry.get(node)
-        if operator.lower is None:
+        results = self._on_device(node)
+        if results is None:
             self._host(node)
             return
-        try:
-            lowered = self._lower(node, operator)
-        except UnsupportedOperator:
-            self._host(node)
-            return
-        results = lowered if isinstance(lowered, tuple) else (lowered,)
         inherited = [n for op in self.inlining.values() for n in self.fused.get(op.name, ())]
         nodes = tuple(dict.fromkeys([*inherited, node.label]))
         for name, result in zip(node.outputs, results, strict=False):
@@ -99,7 +93,20 @@ class Builder(Emitter):
                 self.nodes = nodes
                 self.env[name] = self._define(name, result)
 
-    def _lower(self, node: Node, operator: registry.Operator) -> Lowered | tuple[Any, ...]:
+    def _on_device(self, node: Node) -> tuple[Lowered | None, ...] | None:
+        """A node as kernels; None where it has none, or none that the device can run."""
+        operator = registry.get(node)
+        if operator.lower is None:
+            return None
+        try:
+            results = self._lower(node, operator)
+            for value in _values(results):
+                self.admit(value)
+        except UnsupportedOperator:
+            return None
+        return results
+
+    def _lower(self, node: Node, operator: registry.Operator) -> tuple[Lowered | None, ...]:
         """Lower; where fusing turned out wasteful, put the culprits into memory and try again."""
         assert operator.lower is not None
         self.forced = set()
@@ -114,7 +121,7 @@ class Builder(Emitter):
             if not culprits - self.forced:
                 break
             self.forced |= culprits
-        return lowered
+        return results
 
     def _culprits(self, name: str, result: Lowered | None) -> set[str]:
         """Inlined operands that this result had better read from memory."""
@@ -172,16 +179,24 @@ class Builder(Emitter):
     def _output(self, name: str) -> None:
         operand = self.operand(name)
         assert operand is not None
-        rows = contiguous(operand.shape, operand.dtype)
-        if not (isinstance(operand, StoredOperand) and self._may_give(operand.where, rows)):
+        rows = contiguous(operand.shape, str(self.graph.type_of(name).dtype))
+        if isinstance(operand, StoredOperand) and self._may_give(operand.where, rows):
+            place = operand.where
+        else:
             self.nodes = self.fused.get(name, ())
-            copy = Lazy(operand.shape, operand.dtype, operand.at(axes_of(len(operand.shape))))
-            operand = StoredOperand(
-                self, self.place(copy, name + ".out", order=range(len(copy.shape))), copy.dtype
-            )
-        assert isinstance(operand, StoredOperand)
-        self.out.results[name] = operand.where.root
-        self.out.roots[operand.where.root] = rows  # it may have been made under another shape
+            place = self._copied(name, operand, rows)
+        self.out.results[name] = place.root
+        self.out.roots[place.root] = rows  # it may have been made under another shape
+
+    def _copied(self, name: str, operand: Operand, rows: Buffer) -> Place:
+        """An output in memory of its own; the host copies what the device has no type for."""
+        if self.refuses and self.refuses([rows.dtype]):
+            place = self.root(self.fresh(name + ".out"), rows)
+            copy = Node("Identity", [name], [place.root])
+            self._call_host(copy, [self._row_major(operand, name)], [place.root])
+            return place
+        copied = Lazy(operand.shape, rows.dtype, operand.at(axes_of(len(operand.shape))))
+        return self.place(copied, name + ".out", order=range(len(copied.shape)))
 
     def _may_give(self, place: Place, rows: Buffer) -> bool:
         """Whether memory can be handed out as an output: row-major, and nobody else's."""
@@ -208,6 +223,9 @@ class Builder(Emitter):
             self.env[name] = StoredOperand(self, place, str(found.dtype))
             self.fused[name] = (node.label,)
             writes.append(place.root)
+        self._call_host(node, reads, writes)
+
+    def _call_host(self, node: Node, reads: Sequence[str], writes: Sequence[str]) -> None:
         self.out.steps.append(
             Emitted(node.name or node.outputs[0], (node.label,), tuple(reads), tuple(writes),
                     f"packhorse.op.{node.op}", host=node)
@@ -215,8 +233,8 @@ class Builder(Emitter):
 
     def _row_major(self, operand: Operand, name: str) -> str:
         if isinstance(operand, ConstOperand):
-            assert operand.constant is not None
-            return self.param(operand.name, contiguous(operand.shape, operand.dtype))
+            exact = self.exact(operand, str(self.graph.type_of(name).dtype))
+            return self.param(exact.name, contiguous(exact.shape, exact.dtype))
         if isinstance(operand, LazyOperand):
             operand = self._stored(operand)
         assert isinstance(operand, StoredOperand)
@@ -250,3 +268,14 @@ class Builder(Emitter):
             return False
         self.inlining[operand.name] = operand
         return True
+
+
+def _values(results: Sequence[Lowered | None]) -> Iterator[Expr]:
+    """What kernels will store for these results; values in memory need none."""
+    for result in results:
+        if isinstance(result, LazyOperand):
+            result = result.value
+        if isinstance(result, Pieces):
+            yield from _values([piece.value for piece in result.pieces])
+        elif isinstance(result, Lazy):
+            yield cast(result.value, result.dtype)

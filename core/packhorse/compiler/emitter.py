@@ -5,7 +5,7 @@ The half of the builder that does not decide anything about fusion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy as np
 from packhorse.compiler.collapse import collapse
 from packhorse.compiler.layout import Layouts, column_axes
 from packhorse.compiler.operands import ConstOperand, Halo, Place
+from packhorse.errors import UnsupportedOperator
 from packhorse.graph.ir import Graph, Node
-from packhorse.kernel.expr import Affine, Axis, Load, cast, const, walk
+from packhorse.kernel.expr import Affine, Axis, Expr, Load, cast, const, walk
 from packhorse.kernel.kernel import Buffer, Kernel, Store, contiguous
+from packhorse.kernel.layout import numpy_dtype
 from packhorse.kernel.lowering import Lazy, axes_of, compute_dtype
 
 __all__ = ["Build", "Emitted", "Emitter", "Scheduler"]
@@ -24,6 +26,8 @@ __all__ = ["Build", "Emitted", "Emitter", "Scheduler"]
 Array = np.ndarray[Any, Any]
 Scheduler = Callable[[Kernel], tuple[Any, dict[str, Buffer]]]
 """kernel -> (schedule, layouts of its constant buffers): what the backend's target prefers."""
+Refuses = Callable[[Iterable[str]], str]
+"""dtypes -> why the device has no kernels with them; empty where it has."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class Build:
 class Emitter:
     """Memory and kernels of one static graph."""
 
-    def __init__(self, graph: Graph, scheduler: Scheduler) -> None:
+    def __init__(self, graph: Graph, scheduler: Scheduler, refuses: Refuses | None = None) -> None:
         self.graph, self.scheduler = graph, scheduler
+        self.refuses = refuses
         self.out = Build(graph)
         self.layouts = Layouts(graph)
         self.places: dict[str, Place] = {}
@@ -63,6 +68,7 @@ class Emitter:
         self.nodes: tuple[str, ...] = ()
         """Labels of the nodes whose work the next kernel does."""
         self._copies: dict[object, Place] = {}
+        self._exact: dict[tuple[str, str], ConstOperand] = {}
         self._params: dict[tuple[str, Buffer], str] = {}
         self._count = 0
 
@@ -111,6 +117,18 @@ class Emitter:
         self.constants[name] = ConstOperand(self, name, array, str(array.dtype))
         return self.constants[name]
 
+    def exact(self, operand: ConstOperand, dtype: str) -> ConstOperand:
+        """A constant in the dtype that the model gave it: what the host reads is not widened."""
+        if operand.dtype == dtype:
+            return operand
+        assert operand.constant is not None
+        key = (operand.name, dtype)
+        if key not in self._exact:
+            name, array = self.fresh("const"), operand.constant.astype(numpy_dtype(dtype))
+            self.constants[name] = ConstOperand(self, name, array, dtype)
+            self._exact[key] = self.constants[name]
+        return self._exact[key]
+
     def preferred_halo(self, name: str, wanted: Halo) -> Halo:
         """The halo wanted now, widened to what the other readers of the value want."""
         root = self.places[name].root if name in self.places else name
@@ -119,12 +137,26 @@ class Emitter:
             return tuple(wanted)
         return tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(wanted, known, strict=True))
 
+    def admit(self, value: Expr) -> None:
+        """Refuse what the device cannot compute.
+
+        Raises
+        ------
+        UnsupportedOperator
+            It lacks a dtype that is stored, loaded or computed in.
+        """
+        reason = self.refuses and self.refuses(dict.fromkeys(n.dtype for n in walk(value)))
+        if reason:
+            raise UnsupportedOperator(f"node {self.nodes[-1] if self.nodes else 'none'}: {reason}")
+
     def emit(
         self, axes: Sequence[Axis], stores: Sequence[Store], sequential: Sequence[str] = ()
     ) -> None:
         """Normalise, schedule and record one kernel."""
         if any(extent == 0 for _, extent in axes):
             return
+        for store in stores:
+            self.admit(store.value)
         names = {s.buffer for s in stores}
         for store in stores:
             names |= {n.buffer for n in walk(store.value) if isinstance(n, Load)}

@@ -12,11 +12,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from packhorse.compiler.access import View
+from packhorse.compiler.c_dialects import dialect
+from packhorse.compiler.c_text_ops import register
 from packhorse.kernel.expr import Affine, Call, Expr, Load, Reduce, is_float, reduces, walk
 from packhorse.kernel.kernel import Buffer, Kernel, contiguous
 
@@ -56,6 +58,18 @@ class GpuTarget:
     local_bytes: int = 32 << 10
     float64: bool = True
     kind: Literal["gpu"] = "gpu"
+
+    def refuses(self, dtypes: Iterable[str]) -> str:
+        """Why kernels with these dtypes cannot run on the device; empty where they can.
+
+        Nodes that need such kernels run on the host by their references.
+        """
+        for dtype in dtypes:
+            if dtype == "float64" and not self.float64:
+                return f"{self.name or 'the device'} has no float64"
+            if register(dtype) not in dialect(self.dialect).types:
+                return f"{self.dialect} has no type for {dtype}"
+        return ""
 
 
 @dataclass(frozen=True)
