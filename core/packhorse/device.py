@@ -10,6 +10,7 @@ Importing this module imports no plugin; :func:`device` imports exactly the one 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -39,6 +40,7 @@ __all__ = [
     "Status",
     "best_device",
     "check_range",
+    "check_size",
     "device",
     "devices",
     "parse",
@@ -240,6 +242,24 @@ class DeviceMixin:
 def _option_text(info: BackendInfo, key: str, value: Any) -> str:
     spec = info.options.get(key)
     return spec.format(value) if spec else str(value)
+
+
+def check_size(nbytes: object) -> int:
+    """The size of a block to allocate.
+
+    Raises
+    ------
+    ArgumentTypeError
+        It is no whole number.
+    ArgumentValueError
+        It is negative.
+    """
+    if isinstance(nbytes, bool) or not hasattr(nbytes, "__index__"):
+        raise ArgumentTypeError(f"nbytes must be an int, not {type(nbytes).__name__}")
+    size = operator.index(nbytes)
+    if size < 0:
+        raise ArgumentValueError(f"nbytes must not be negative, got {size}")
+    return size
 
 
 def check_range(

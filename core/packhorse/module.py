@@ -29,6 +29,7 @@ from packhorse.module_blob import (
     read_legacy_blob,
     read_modern_blob,
 )
+from packhorse.module_kernel import KernelFunction
 from packhorse.native.call import lookup_handle
 from packhorse.native.library import Library, set_global_lookup
 from packhorse.native.memory import ALIGNMENT
@@ -39,6 +40,7 @@ __all__ = [
     "SUFFIXES",
     "AddressModule",
     "EmbeddedModule",
+    "KernelFunction",
     "Module",
     "NativeModule",
     "PythonModule",

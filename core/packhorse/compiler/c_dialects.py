@@ -58,6 +58,8 @@ class Dialect:
         What names of mathematical functions of float32 end with.
     float64 : str
         A line that switches float64 on.
+    position : str
+        Parameters after the buffers, for languages that tell a work-item by them where it is.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Dialect:
     bits: Mapping[str, str]
     float_suffix: str = ""
     float64: str = ""
+    position: str = ""
 
 
 _OPENCL = Dialect(

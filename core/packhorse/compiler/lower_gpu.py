@@ -43,7 +43,9 @@ __all__ = ["GpuLowering", "c_name", "gpu_program", "nodes"]
 _INT = 1 << 31
 
 
-def gpu_program(functions: Sequence[tuple[str, Kernel, GpuSchedule]], language: str) -> str:
+def gpu_program(
+    functions: Sequence[tuple[str, Kernel, GpuSchedule]], language: str | Dialect
+) -> str:
     """The source text of a program with these kernels.
 
     Parameters
@@ -51,8 +53,8 @@ def gpu_program(functions: Sequence[tuple[str, Kernel, GpuSchedule]], language: 
     functions : sequence of (symbol, Kernel, GpuSchedule)
         Each becomes a kernel named ``c_name(symbol)``, whose arguments are the buffers of
         ``Kernel.arguments``.
-    language : str
-        A name of :data:`packhorse.compiler.c_dialects.DIALECTS`.
+    language : str or Dialect
+        A name of :data:`packhorse.compiler.c_dialects.DIALECTS`, or a table of one's own.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def gpu_program(functions: Sequence[tuple[str, Kernel, GpuSchedule]], language: 
     """
     from packhorse.compiler.lower_gpu_tiles import TileLowering  # it builds on this module
 
-    helpers = Helpers(dialect(language))
+    helpers = Helpers(dialect(language) if isinstance(language, str) else language)
     texts = []
     for symbol, kernel, plan in functions:
         kind = TileLowering if plan.mode == "tiles" else GpuLowering
@@ -106,7 +108,9 @@ class GpuLowering:
         if all(extent > 0 for _, extent in self.kernel.axes):
             self.body()
         head = self.dialect.kernel.format(group=self.plan.group)
-        parameters = ", ".join(self._parameter(name) for name in self.kernel.arguments)
+        parameters = ", ".join(map(self._parameter, self.kernel.arguments))
+        if self.dialect.position:
+            parameters += f", {self.dialect.position}"
         memory = [
             f"  {self.dialect.shared} {kind} {name}[{size}];"
             for name, (kind, size) in self.shared.items()
