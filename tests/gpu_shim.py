@@ -36,6 +36,7 @@ static std::barrier<>* ph_barrier;
 #define __syncthreads() ph_barrier->arrive_and_wait()
 static float __uint_as_float(unsigned u) { float f; std::memcpy(&f, &u, 4); return f; }
 static unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
+static long long __double_as_longlong(double d) { long long u; std::memcpy(&u, &d, 8); return u; }
 static double __longlong_as_double(long long u) { double d; std::memcpy(&d, &u, 8); return d; }
 """
 

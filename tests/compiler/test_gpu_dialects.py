@@ -14,7 +14,7 @@ from packhorse.compiler.gpu_schedule import GpuSchedule, GpuTarget, gpu_schedule
 from packhorse.compiler.lower_gpu import gpu_program
 from packhorse.errors import CompileError
 from packhorse.kernel import Kernel
-from packhorse.kernel.expr import Reduce, call, cast, select
+from packhorse.kernel.expr import Reduce, bitcast, call, cast, select
 
 F32 = "float32"
 NEEDS_CXX = pytest.mark.skipif(compiler() is None, reason="g++ is not installed")
@@ -125,7 +125,10 @@ def test_cuda_text_of_points_and_odd_values(tmp_path):
     x = at("x", "i")
     values = [cast(x, "int8"), cast(x, "uint64"), cast(x, "float16"), call("max", x, 1.0),
               select(call("isnan", x), 1.0, x), call("div", cast(x, "int32"), 3),
-              call("round", x), call("erf", x), call("sigmoid", x)]  # fmt: skip
+              call("round", x), call("erf", x), call("sigmoid", x), bitcast(x, "int32"),
+              bitcast(cast(x, "float64"), "uint64"),
+              bitcast(bitcast(x, "uint32"), F32),
+              bitcast(bitcast(cast(x, "float64"), "int64"), "float64")]  # fmt: skip
     stores = tuple(to(f"y{i}", ("i",), v) for i, v in enumerate(values))
     buffers = {f"y{i}": dense(12, dtype=v.dtype) for i, v in enumerate(values)}
     odd = [np.nan, np.inf, -np.inf, 1e30, -1e30, 0.5, -0.5, 127.9, -128.9, 1.5, 2.5, 1e-7]

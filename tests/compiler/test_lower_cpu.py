@@ -22,6 +22,7 @@ from packhorse.kernel.expr import (
     Index,
     Reduce,
     affine,
+    bitcast,
     call,
     cast,
     const,
@@ -214,7 +215,7 @@ def test_half_precision(dtype, target):
     check(kernel, {"x": values.astype(numpy_dtype(dtype))}, target=target, tol=8e-3)
 
 
-FLOATS = sorted(CALLS.keys() - {"floordiv", "and", "or", "xor", "not", "cast", "select"})
+FLOATS = sorted(CALLS.keys() - {"floordiv", "and", "or", "xor", "not", "cast", "bitcast", "select"})
 
 
 @pytest.mark.parametrize("op", FLOATS)
@@ -287,6 +288,25 @@ def test_casts(source, dtype, target):
     if source.startswith("float") and dtype not in ("bool", "float64", F32):
         x[:3] = [np.nan, 1e30, -1e30]
     check(kernel, {"x": x}, target=target)
+
+
+BITCASTS = [
+    (F32, "int32"), ("uint32", F32), ("float64", "uint64"), ("int64", "float64"), ("int8", "uint8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "dtype"), BITCASTS)
+def test_bitcasts(source, dtype, target):
+    value = bitcast(at("x", "i", dtype=source), dtype)
+    kernel = unary(40, value, source, dtype)
+    kernel = replace(kernel, buffers={n: kernel.buffers[n] for n in ("x", "y")})
+    check(kernel, {"x": np.linspace(-3, 3, 40).astype(dtype).view(source)}, target=target)
+
+
+def test_bitcasts_that_would_not_be_exact():
+    for source, dtype in (("float16", "int16"), ("uint16", "bfloat16"), ("bool", "uint8")):
+        with pytest.raises(TypeError, match=f"from {source} to {dtype} would not be exact"):
+            bitcast(at("x", "i", dtype=source), dtype)
 
 
 def test_transpose_reverse_and_stride(target):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import helper
-from oracle import check, infer, lowered, node_of, reference
+from oracle import check, evaluator, infer, lowered, node_of, reference
 
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.ops.rules import dtype_of_onnx
@@ -84,9 +84,62 @@ def test_dropout_is_the_identity() -> None:
     check("Dropout", [x, np.array(0.3, np.float32), np.array(False)], outputs=2)
 
 
-def test_dropout_does_not_train() -> None:
-    arrays = [X.astype(np.float32), np.array(0.3, np.float32), np.array(True)]
-    node = node_of("Dropout", arrays)
-    for run in (reference, lowered):
-        with pytest.raises(UnsupportedOperator, match="random"):
-            run(node, arrays)
+def test_dropout_trains_with_a_seed_only() -> None:
+    x = np.linspace(1, 3, 60, dtype=np.float32).reshape(3, 20)
+    arrays = [x, np.array(0.3, np.float32), np.array(True)]
+    for run in (reference, lambda n, a: lowered(n, a, [1, 2])):
+        with pytest.raises(UnsupportedOperator, match="seed"):
+            run(node_of("Dropout", arrays), arrays)
+    with pytest.raises(UnsupportedOperator, match="not known at compile time"):
+        lowered(node_of("Dropout", arrays, {"seed": 1}), arrays)
+    for dtype in (np.float32, np.float64):
+        given = [x.astype(dtype), *arrays[1:]]
+        check("Dropout", given, {"seed": 7}, outputs=2, constant=[1, 2], oracle=evaluator)
+    kept = np.random.RandomState(7).uniform(0, 1, x.shape) >= 0.5
+    want = [np.where(kept, x * 2, 0).astype(np.float32), kept]
+    check("Dropout", [x, None, arrays[2]], {"seed": 7}, outputs=2, constant=[2], want=want)
+    want = [want[0].astype(np.float16), kept]
+    check(
+        "Dropout", [x.astype(np.float16), None, arrays[2]], {"seed": 7}, outputs=2,
+        constant=[2], want=want,
+    )  # fmt: skip
+    check("Dropout", [x, np.array(0, np.float32), arrays[2]], outputs=2, constant=[1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "to"),
+    [("float32", 6), ("int32", 1), ("float64", 7), ("uint64", 11), ("float16", 4), ("int16", 10),
+     ("int8", 2), ("bool", 2), ("float16", 16)],
+)  # fmt: skip
+def test_bitcast(dtype: str, to: int) -> None:
+    x = np.linspace(-3, 3, 12).reshape(3, 4)
+    x = x > 0 if dtype == "bool" else (x * 40).astype(dtype)
+    halves = "float16" in (dtype, dtype_of_onnx(to).name)
+    check("BitCast", [x], {"to": to}, want=[x.view(dtype_of_onnx(to))], lower=not halves)
+    if halves:
+        with pytest.raises(UnsupportedOperator, match="halves"):
+            lowered(node_of("BitCast", [x], {"to": to}), [x])
+
+
+def test_bitcast_of_small_numbers_stays_on_the_host() -> None:
+    x = np.arange(8, dtype=np.int8).astype(dtype_of_onnx(22))
+    node = node_of("BitCast", [x], {"to": 21})
+    assert infer(node, [x])[0].dtype.name == "uint4"
+    np.testing.assert_array_equal(reference(node, [x])[0], x.view(dtype_of_onnx(21)))
+    with pytest.raises(UnsupportedOperator, match="no dtype int4"):
+        lowered(node, [x])
+
+
+@pytest.mark.parametrize(("dtype", "to"), [("float32", 7), ("int8", 22), ("float32", 8)])
+def test_bitcast_between_sizes(dtype: str, to: int) -> None:
+    x = np.zeros(3, dtype)
+    with pytest.raises(ModelError, match=f"the bits of {dtype} cannot be taken for .* Use Cast"):
+        infer(node_of("BitCast", [x], {"to": to}), [x])
+
+
+def test_optionals_that_are_tensors() -> None:
+    x = X.astype(np.float32)
+    check("OptionalGetElement", [x], want=[x])
+    check("OptionalHasElement", [x], want=[np.array(True)])
+    check("OptionalHasElement", [None], want=[np.array(False)])
+    check("OptionalHasElement", [], want=[np.array(False)])

@@ -53,7 +53,8 @@ class Dialect:
     long_suffix : str
         Suffix of 64-bit literals.
     bits : mapping of dtype to str
-        Expression that reinterprets ``{0}``: float32 from and to uint32, float64 from uint64.
+        Expression that reinterprets ``{0}``: float32 from and to uint32, float64 from and
+        to uint64.
     float_suffix : str
         What names of mathematical functions of float32 end with.
     float64 : str
@@ -95,7 +96,12 @@ _OPENCL = Dialect(
     local_barrier="barrier(CLK_LOCAL_MEM_FENCE);",
     global_barrier="barrier(CLK_GLOBAL_MEM_FENCE | CLK_LOCAL_MEM_FENCE);",
     long_suffix="L",
-    bits={"float32": "as_float({0})", "uint32": "as_uint({0})", "float64": "as_double({0})"},
+    bits={
+        "float32": "as_float({0})",
+        "uint32": "as_uint({0})",
+        "uint64": "as_ulong({0})",
+        "float64": "as_double({0})",
+    },
     float64="#pragma OPENCL EXTENSION cl_khr_fp64 : enable",
 )
 
@@ -116,6 +122,7 @@ _CUDA = Dialect(
     bits={
         "float32": "__uint_as_float({0})",
         "uint32": "__float_as_uint({0})",
+        "uint64": "(unsigned long long)__double_as_longlong({0})",
         "float64": "__longlong_as_double((long long){0})",
     },
     float_suffix="f",

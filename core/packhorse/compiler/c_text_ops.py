@@ -18,6 +18,7 @@ from packhorse.kernel.expr import COMBINES, is_float
 
 __all__ = [
     "Helpers",
+    "bitcast_text",
     "call_text",
     "cast_text",
     "combine_text",
@@ -266,6 +267,14 @@ def cast_text(text: str, source: str, target: str, helpers: Helpers) -> str:
         )  # fmt: skip
         return f"{name}({text})"
     return round_text(f"({helpers.ctype(target)}){text}", target, helpers)
+
+
+def bitcast_text(text: str, source: str, target: str, helpers: Helpers) -> str:
+    """The bits of a value, taken for another dtype of that size; see ``kernel.expr.bitcast``."""
+    bits = helpers.dialect.bits
+    if is_float(source):
+        text = bits[f"uint{source[5:]}"].format(text)
+    return bits[target].format(text) if is_float(target) else f"({helpers.ctype(target)}){text}"
 
 
 # Round to nearest even on the bits. Of a half, numbers below 2^-14 are multiples of 2^-24:

@@ -238,6 +238,8 @@ def operation(b: Builder, op: str, dtype: str, sources: list[str], args: list[Va
         return b.select(*args)
     if op == "cast":
         return convert(b, args[0], source, dtype)
+    if op == "bitcast":
+        return b.convert("bitcast", args[0], register(dtype))
     if op == "isnan":
         if is_float(source):
             return b.compare("fcmp uno", args[0], args[0])

@@ -14,6 +14,7 @@ from packhorse.compiler.c_dialects import Dialect, dialect
 from packhorse.compiler.c_text import CBuilder, emit_c
 from packhorse.compiler.c_text_ops import (
     Helpers,
+    bitcast_text,
     call_text,
     cast_text,
     combine_text,
@@ -300,6 +301,8 @@ class GpuLowering:
         args = [self.value(a) for a in expr.args]
         if expr.op == "cast":
             text = cast_text(args[0], expr.args[0].dtype, expr.dtype, self.helpers)
+        elif expr.op == "bitcast":
+            text = bitcast_text(args[0], expr.args[0].dtype, expr.dtype, self.helpers)
         else:
             kinds = [a.dtype for a in expr.args]
             text = call_text(expr.op, expr.dtype, kinds, args, self.helpers)

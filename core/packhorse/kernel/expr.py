@@ -28,6 +28,7 @@ __all__ = [
     "Load",
     "Reduce",
     "affine",
+    "bitcast",
     "call",
     "cast",
     "const",
@@ -254,6 +255,7 @@ CALLS: Mapping[str, tuple[int, str]] = {
     "isnan": (1, _BOOL),
     "select": (3, _SAME),    # select(condition, a, b): dtype of a and b
     "cast": (1, _GIVEN),     # float -> int truncates and saturates; anything -> bool is != 0
+    "bitcast": (1, _GIVEN),  # the same bits as another dtype of that size
 }  # fmt: skip
 """The scalar operations: name -> (arity, dtype rule)."""
 
@@ -304,6 +306,19 @@ def select(condition: Expr, a: Expr | float, b: Expr | float) -> Expr:
 def cast(value: Expr, dtype: str) -> Expr:
     """Convert to another dtype (nothing when it is the same already)."""
     return value if value.dtype == dtype else Call("cast", (value,), dtype)
+
+
+def bitcast(value: Expr, dtype: str) -> Expr:
+    """Take the bits of a value for another dtype of the same size.
+
+    Raises
+    ------
+    TypeError
+        bool, or a half: registers hold those in another form, their bits would not be exact.
+    """
+    if not {value.dtype, dtype}.isdisjoint(("bool", "float16", "bfloat16")):
+        raise TypeError(f"bitcast from {value.dtype} to {dtype} would not be exact")
+    return value if value.dtype == dtype else Call("bitcast", (value,), dtype)
 
 
 def rewrite(expr: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:

@@ -112,6 +112,8 @@ class _Scope:
             args = [self.eval(a) for a in expr.args]
             if expr.op == "cast":
                 return _cast(args[0], expr.dtype)
+            if expr.op == "bitcast":
+                return args[0].view(numpy_dtype(expr.dtype))
             return np.asarray(_CALLS[expr.op](*args)).astype(numpy_dtype(expr.dtype))
         raise TypeError(f"not an expression node: {expr!r}")
 

@@ -231,7 +231,7 @@ def show(expr: Expr) -> str:
         inner = ", ".join(str(i) if isinstance(i, Affine) else show(i) for i in expr.index)
         return f"{expr.buffer}[{inner}]"
     if isinstance(expr, Call):
-        name = f"cast<{expr.dtype}>" if expr.op == "cast" else expr.op
+        name = f"{expr.op}<{expr.dtype}>" if expr.op.endswith("cast") else expr.op
         return f"{name}({', '.join(show(a) for a in expr.args)})"
     if isinstance(expr, Reduce):
         return f"{expr.combine}<{', '.join(n for n, _ in expr.axes)}>({show(expr.body)})"

@@ -1,4 +1,4 @@
-"""Conversions between dtypes, and operators that pass their input on."""
+"""Conversions between dtypes, and operators that pass their input on or say that there is one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
-from packhorse.kernel.expr import cast, const
+from packhorse.kernel.expr import Expr, bitcast, cast, const, select
 from packhorse.kernel.lowering import Lazy, Lowered, Lowering, compute_dtype, lazy
 from packhorse.ops.maps import expand, kind_of, widen
 from packhorse.ops.registry import Inference, operator, same_as_first
-from packhorse.ops.rules import Array, compiled, dtype_of_onnx, labelled
+from packhorse.ops.rules import Array, compiled, dtype_of_onnx, known, labelled
 
 __all__ = ["convert", "pass_on"]
 
@@ -115,6 +115,40 @@ def cast_like(x: Array, like: Array, *, saturate: int = 1) -> Array:
     return convert(x, np.asarray(like).dtype, saturate=bool(saturate))
 
 
+def _bits(dtype: np.dtype[Any]) -> int:
+    """Bits of an element; the integers and floats below 8 lie in a byte each."""
+    small = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+    return small.get(dtype.name, 8 * dtype.itemsize)
+
+
+@labelled
+def _bitcast_rule(ctx: Inference) -> Sequence[TensorType]:
+    source, target = ctx.type(0), dtype_of_onnx(ctx.attr("to"))
+    if "O" in (source.dtype.kind, target.kind) or _bits(source.dtype) != _bits(target):
+        raise ModelError(
+            f"the bits of {source.dtype} cannot be taken for {target}: both must be numbers of "
+            "one size. Use Cast to convert values"
+        )
+    return [TensorType(target, source.dims)]
+
+
+@compiled
+def _lower_bitcast(ctx: Lowering) -> Lazy:
+    shape, dtype = ctx.output_types[0]
+    value = ctx[0].elementwise(shape)
+    if "bool" in (value.dtype, dtype):  # a byte in memory, 0 or 1
+        return lazy(ctx, cast(value, dtype))
+    if value.dtype != ctx[0].dtype or compute_dtype(dtype) != dtype:
+        raise UnsupportedOperator("kernels hold halves as float32, which would change NaNs")
+    return lazy(ctx, bitcast(value, dtype))
+
+
+@operator("BitCast", infer=_bitcast_rule, lower=_lower_bitcast)
+def bit_cast(x: Array, *, to: int) -> Array:
+    """The same bits as another dtype of that size, numbered ``to`` (ONNX BitCast-26)."""
+    return np.ascontiguousarray(x).view(dtype_of_onnx(to)).reshape(np.shape(x))
+
+
 def pass_on(ctx: Lowering) -> Lowered:
     """Lowering of operators that return input 0 unchanged, perhaps under another shape."""
     return ctx[0].reshape(ctx.output_types[0][0])
@@ -126,35 +160,90 @@ def identity(x: Array) -> Array:
     return x
 
 
+@operator("OptionalGetElement", infer=labelled(same_as_first), lower=compiled(pass_on))
+def optional_get_element(x: Array) -> Array:
+    """``x`` itself: a tensor is an optional that is there (ONNX OptionalGetElement-18)."""
+    return x
+
+
+@labelled
+def _has_element_rule(ctx: Inference) -> Sequence[TensorType]:
+    return [TensorType(np.dtype(bool), ())]
+
+
+def _lower_has_element(ctx: Lowering) -> Lazy:
+    return lazy(ctx, const(ctx.has(0), "bool"))
+
+
+@operator("OptionalHasElement", infer=_has_element_rule, lower=_lower_has_element)
+def optional_has_element(x: Array | None = None) -> Array:
+    """Whether an input is given, a bool scalar (ONNX OptionalHasElement-18)."""
+    return np.array(x is not None)
+
+
 @labelled
 def _dropout_rule(ctx: Inference) -> Sequence[TensorType]:
     kind = ctx.type(0)
     return [kind, TensorType(np.dtype(bool), kind.shape)][: max(1, len(ctx.node.outputs))]
 
 
+def _keep(
+    shape: Sequence[int], ratio: Array | None, training: Array | None, seed: int | None
+) -> Array | None:
+    """Which elements Dropout keeps; None for all. The share of the others is ``ratio``."""
+    share = _share(ratio)
+    if training is None or not np.any(training) or share == 0:
+        return None
+    if seed is None:
+        raise UnsupportedOperator(
+            "Dropout in training mode without a seed draws other numbers in every run; give the "
+            "node a seed, or export the model for inference"
+        )
+    return np.asarray(np.random.RandomState(seed).uniform(0, 1, tuple(shape)) >= share)
+
+
+def _share(ratio: Array | None) -> float:
+    return 0.5 if ratio is None else float(np.asarray(ratio).reshape(()))
+
+
 def _lower_dropout(ctx: Lowering) -> tuple[Lowered | None, ...]:
     ratio, training = (ctx[i].constant if ctx.has(i) else None for i in (1, 2))
-    silent = ratio is not None and not ratio.any()
-    if ctx.has(2) and not silent and (training is None or bool(training.any())):
-        raise UnsupportedOperator("Dropout in training mode draws random numbers")
-    mask = [Lazy(shape, "bool", const(True, "bool")) for shape, _ in ctx.output_types[1:]]
-    return (pass_on(ctx), *mask)
+    if ctx.has(2) and not (ratio is not None and not ratio.any()):
+        training = known(ctx, 2, "training_mode")
+        if training.any() and ctx.has(1):
+            ratio = known(ctx, 1, "ratio")
+    keep = _keep(ctx[0].shape, ratio, training, ctx.attr("seed"))
+    if keep is None:
+        mask = [Lazy(shape, "bool", const(True, "bool")) for shape, _ in ctx.output_types[1:]]
+        return (pass_on(ctx), *mask)
+    kept = ctx.constant(keep).elementwise(keep.shape)
+    x: Expr = expand(ctx, 0)
+    y = lazy(ctx, select(kept, x * (1 / (1 - _share(ratio))), const(0, x.dtype)))
+    return (y, *(lazy(ctx, kept, 1) for _ in ctx.output_types[1:]))
 
 
 @operator("Dropout", infer=_dropout_rule, lower=compiled(_lower_dropout))
 def dropout(
-    x: Array, ratio: Array | None = None, training_mode: Array | None = None
+    x: Array,
+    ratio: Array | None = None,
+    training_mode: Array | None = None,
+    *,
+    seed: int | None = None,
 ) -> tuple[Array, Array]:
-    """Inference mode of ONNX Dropout-13: ``x`` and a mask of True.
+    """ONNX Dropout-13: ``x`` and a mask of True, unless ``training_mode`` is set.
+
+    Then the share ``ratio`` (default 0.5) of the elements is 0, the others grow by
+    ``1 / (1 - ratio)``. What is dropped is what ONNX's reference implementation drops for that
+    ``seed``, the same in every run.
 
     Raises
     ------
     UnsupportedOperator
-        ``training_mode`` is set with a ratio above 0: the result would be random.
+        ``training_mode`` with a ratio above 0 and without a seed: every run would differ.
     """
-    share = 0.5 if ratio is None else float(np.asarray(ratio))
-    if training_mode is not None and bool(training_mode) and share > 0:
-        raise UnsupportedOperator(
-            "Dropout in training mode draws random numbers; export the model for inference"
-        )
-    return x, np.ones(np.shape(x), bool)
+    keep = _keep(np.shape(x), ratio, training_mode, seed)
+    if keep is None:
+        return x, np.ones(np.shape(x), bool)
+    wide = widen(x)
+    kept = np.where(keep, wide * wide.dtype.type(1 / (1 - _share(ratio))), wide.dtype.type(0))
+    return kept.astype(x.dtype, copy=False), keep

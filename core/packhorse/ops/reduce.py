@@ -1,4 +1,4 @@
-"""Reductions over axes, and what orders or accumulates along one: ArgMax, TopK, CumSum."""
+"""Reductions over axes, and what orders along one: ArgMax, Hardmax, TopK."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
-from packhorse.kernel.expr import Affine, Expr, Index, Reduce, affine, call, is_float, select
-from packhorse.kernel.lowering import Lazy, Lowered, Lowering, axes_of, lazy
+from packhorse.kernel.expr import Affine, Expr, Index, Reduce, affine, call, cast, is_float, select
+from packhorse.kernel.lowering import Lazy, Lowered, Lowering, axes_of, compute_dtype, lazy
 from packhorse.ops._window import narrow, wide
 from packhorse.ops.registry import Array, Inference, operator
-from packhorse.ops.rules import known, labelled, normal_axes, normal_axis, whole
+from packhorse.ops.rules import compiled, known, labelled, normal_axes, normal_axis, whole
 
-__all__ = ["cumsum", "top_k"]
+__all__ = ["hardmax", "top_k"]
 
 
 @dataclass(frozen=True)
@@ -234,26 +234,28 @@ def infer_arg(ctx: Inference) -> list[TensorType]:
     return [TensorType(np.dtype(np.int64), reduced_shape(shape, (axis,), ctx.attr("keepdims")))]
 
 
-def _lower_arg(combine: str) -> Callable[[Lowering], Lazy]:
+def _extreme(ctx: Lowering, combine: str, keepdims: int, last: bool = False) -> Expr:
     """Two reductions: the extreme value, then the first or last position that holds it."""
+    x = ctx[0].stored()
+    axis = normal_axis(ctx.attr("axis"), len(x.shape))
+    first, second = ctx.axis(x.shape[axis]), ctx.axis(x.shape[axis])
 
+    def element(name: str) -> Expr:
+        return x.at(gather_index(len(x.shape), {axis: affine(name)}, keepdims)[0])
+
+    value = element(first[0])
+    best = Reduce(combine, (first,), value, value.dtype)
+    position = Index(affine(second[0]))
+    other = select(call("eq", element(second[0]), best), position, -1 if last else second[1])
+    found: Expr = Reduce("max" if last else "min", (second,), other, "int64")
+    # NaN equals nothing: stay inside the axis
+    return call("max", found, 0) if last else call("min", found, second[1] - 1)
+
+
+def _lower_arg(combine: str) -> Callable[[Lowering], Lazy]:
     def lower(ctx: Lowering) -> Lazy:
-        x, keepdims = ctx[0].stored(), ctx.attr("keepdims")
-        axis = normal_axis(ctx.attr("axis"), len(x.shape))
-        first, second = ctx.axis(x.shape[axis]), ctx.axis(x.shape[axis])
-
-        def element(name: str) -> Expr:
-            return x.at(gather_index(len(x.shape), {axis: affine(name)}, keepdims)[0])
-
-        value = element(first[0])
-        best = Reduce(combine, (first,), value, value.dtype)
         last = bool(ctx.attr("select_last_index"))
-        position = Index(affine(second[0]))
-        other = select(call("eq", element(second[0]), best), position, -1 if last else second[1])
-        found: Expr = Reduce("max" if last else "min", (second,), other, "int64")
-        # NaN equals nothing: stay inside the axis
-        found = call("max", found, 0) if last else call("min", found, second[1] - 1)
-        return lazy(ctx, found)
+        return lazy(ctx, _extreme(ctx, combine, ctx.attr("keepdims"), last))
 
     return lower
 
@@ -286,36 +288,38 @@ operator("ArgMin", infer=infer_arg, lower=_lower_arg("min"))(_arg(True))
 
 
 @labelled
-def infer_cumsum(ctx: Inference) -> list[TensorType]:
-    """Shape rule of CumSum: like the input."""
-    if ctx.values[1] is not None:
-        normal_axis(whole(ctx.values[1], "axis")[0], len(ctx.shape(0)))
+def infer_hardmax(ctx: Inference) -> list[TensorType]:
+    """Shape rule of Hardmax: like the input."""
+    normal_axis(ctx.attr("axis"), len(ctx.shape(0)))
     return [ctx.type(0)]
 
 
-@operator("CumSum", infer=infer_cumsum)
-def cumsum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Array:
-    """Running sum along one axis (ONNX CumSum-14).
+@compiled
+def _lower_hardmax(ctx: Lowering) -> Lazy:
+    shape, dtype = ctx.output_types[0]
+    here = Index(axes_of(len(shape))[normal_axis(ctx.attr("axis"), len(shape))])
+    return lazy(ctx, cast(call("eq", here, _extreme(ctx, "max", 1)), compute_dtype(dtype)))
+
+
+@operator("Hardmax", infer=infer_hardmax, lower=_lower_hardmax)
+def hardmax(x: Array, *, axis: int = -1) -> Array:
+    """1 at the first maximum along an axis, 0 elsewhere (ONNX Hardmax-13).
 
     Parameters
     ----------
-    x : numeric array
-    axis : integer scalar
-    exclusive, reverse : int
-        Leave the element itself out; run from the end.
+    x : float array of any shape
 
     Raises
     ------
     ModelError
         An axis out of range.
     """
-    d = normal_axis(whole(axis, "axis")[0], x.ndim)
-    data = np.flip(wide(x), d) if reverse else wide(x)
-    total = np.cumsum(data, axis=d, dtype=data.dtype)
-    if exclusive:
-        total = np.roll(total, 1, axis=d)
-        total[(*[slice(None)] * d, slice(0, 1))] = 0
-    return narrow(np.flip(total, d) if reverse else total, x.dtype)
+    axis = normal_axis(axis, x.ndim)
+    out = np.zeros_like(x)
+    if x.size:
+        best = np.expand_dims(np.argmax(wide(x), axis=axis), axis)
+        np.put_along_axis(out, best, np.ones((), x.dtype), axis=axis)
+    return out
 
 
 def top_shape(shape: tuple[int, ...], k: Array, axis: int) -> tuple[int, tuple[int, ...]]:

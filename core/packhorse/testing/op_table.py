@@ -76,6 +76,8 @@ def _pairs() -> Iterator[Row]:
     for source, target in product(("f32", "f64", "i32", "u8", "b"), (1, 6, 7, 9, 10, 11)):
         yield "Cast", [f"{source} 3x7"], {"to": target}, {}
     yield "CastLike", ["f32 3x7", "i32 1"], {}, {}
+    same_size = (("f32", 6), ("i32", 1), ("f64", 7), ("i64", 11), ("u32", 1), ("i8", 2), ("b", 2))
+    yield from (("BitCast", [f"{source} 3x7"], {"to": target}, {}) for source, target in same_size)
 
 
 def _reductions() -> Iterator[Row]:
@@ -91,13 +93,14 @@ def _reductions() -> Iterator[Row]:
     for op, axis in product(("Softmax", "LogSoftmax"), (0, 1, -1)):
         yield op, ["f32 3x5x17"], {"axis": axis}, {}
     yield from (("Softmax", [f"{d} 4x33"], {}, {}) for d in ("f16", "f64"))
-    for exclusive, reverse in product((0, 1), (0, 1)):
-        yield (
-            "CumSum",
-            ["f32 3x7", np.array(1)],
-            {"exclusive": exclusive, "reverse": reverse},
-            {"constant": (1,)},
-        )
+    for axis in (0, 1, -1):
+        yield "Hardmax", ["f32 3x5x17"], {"axis": axis}, {}
+    for op, exclusive, reverse in product(("CumSum", "CumProd"), (0, 1), (0, 1)):
+        attrs = {"exclusive": exclusive, "reverse": reverse}
+        yield op, ["f32 3x7", np.array(1)], attrs, {"constant": (1,)}
+        yield op, ["f32u 71x3", np.array(0)], attrs, {"constant": (1,)}
+    for op, dtype in product(("CumSum", "CumProd"), ("f64", "i32", "i64")):
+        yield op, [f"{dtype} 2x11", np.array(-1)], {}, {"constant": (1,)}
     for k, axis in product((1, 3), (0, -1)):
         yield "TopK", ["f32 5x7", [k]], {"axis": axis}, {"outputs": 2}
     for axis in (-1, 1):
@@ -235,6 +238,10 @@ def _shapes() -> Iterator[Row]:
         {"constant": (1, 2)},
     )
     yield "Dropout", ["f32 3x4"], {}, {}
+    training = [np.array(0.4, np.float32), np.array(True)]
+    yield "Dropout", ["f32 3x40", *training], {"seed": 3}, {"constant": (1, 2), "outputs": 2}
+    yield "OptionalGetElement", ["f32 3x4"], {}, {}
+    yield "OptionalHasElement", ["f32 3x4"], {}, {}
     for scale in ([1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 0.5, 1.5]):
         for mode in ("nearest", "linear"):
             yield (
@@ -261,7 +268,28 @@ def _others() -> Iterator[Row]:
         yield op, ["f32 4x2x3", w, r], attrs, options
 
 
-_SECTIONS = (_maps, _pairs, _reductions, _products, _convolutions, _pools, _shapes, _others)
+def _sequences() -> Iterator[Row]:
+    lengths = np.array([0, 3, 5, 1])
+    for dtype in ("f32", "f16", "i64"):
+        yield "ReverseSequence", [f"{dtype} 5x4x3", lengths], {}, {}
+    yield "ReverseSequence", ["f32 4x5x2", lengths], {"batch_axis": 0, "time_axis": 1}, {}
+    for mode, starts in (("linear", [1, 4]), ("circular", [6, 2])):
+        inputs = ["f32 2x3x7x4", "f32 2x3x3x4", np.array(starts)]
+        yield "TensorScatter", inputs, {"mode": mode}, {}
+    yield "TensorScatter", ["f16 2x7x4", "f16 2x3x4"], {"axis": 1}, {}
+
+
+_SECTIONS = (
+    _maps,
+    _pairs,
+    _reductions,
+    _products,
+    _convolutions,
+    _pools,
+    _shapes,
+    _sequences,
+    _others,
+)
 
 
 def rows() -> Iterator[Row]:
