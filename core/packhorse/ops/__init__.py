@@ -1,8 +1,7 @@
 """Operators by family: shape rule, NumPy reference and, where there are loops, the lowering.
 
 Importing this package fills the table of :mod:`packhorse.ops.registry`. Operators are added to a
-family module (or to a new one, named in :data:`FAMILIES`) and nowhere else. Plugins add theirs
-through the hook ``packhorse_operators``.
+family module (or to a new one, named in :data:`FAMILIES`) and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from packhorse.ops.registry import (
     Inference,
     NotStatic,
     Operator,
-    define,
     find,
     get,
     names,
@@ -26,7 +24,6 @@ __all__ = [
     "Inference",
     "NotStatic",
     "Operator",
-    "define",
     "find",
     "get",
     "names",
