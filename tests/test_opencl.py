@@ -10,6 +10,7 @@ import pytest
 from codegen_kit import at, dense, to
 from gpu_kit import opencl
 from model_kit import linear, linear_of, value
+from opencl_kit import DEVICE, compiled, doubling
 
 import packhorse as ph
 from packhorse.compiler import lower_gpu
@@ -35,28 +36,12 @@ from packhorse_opencl import driver, module
 from packhorse_opencl.memory import Pool
 from packhorse_opencl.plugin import OpenClBackend
 
-DEVICE = "opencl:0"
-
 
 @pytest.fixture
 def device():
     opencl()
     with OpenClBackend().open(0, {}) as own:
         yield own
-
-
-def doubling(n: int = 1000) -> Kernel:
-    stores = (to("y", ("i",), at("x", "i") * 2.0),)
-    return Kernel("double", (("i", n),), stores, {"x": dense(n), "y": dense(n)})
-
-
-def compiled(device, *names, kernel=None):
-    kernel = kernel or doubling()
-    return device.compile([(n, kernel, gpu_schedule(kernel, device.target)) for n in names])
-
-
-def broken(text, *_):
-    return "__kernel void k() { this is no C; }"
 
 
 # -- device, memory -------------------------------------------------------------------------------
@@ -112,27 +97,6 @@ def test_pool_keeps_no_more_than_its_limit():
     assert first.released
 
 
-def test_memory_that_runs_out_empties_the_pool_first():
-    full = [False]
-
-    class Buffer:
-        def release(self):
-            full[0] = False
-
-    def create(nbytes):
-        if full[0]:
-            raise MemoryError
-        return Buffer()
-
-    pool = Pool(create)
-    pool.give(pool.take(128), 128)
-    full[0] = True
-    assert pool.take(256) is not None
-    full[0] = True
-    with pytest.raises(MemoryError):
-        pool.take(256)
-
-
 def test_copies(device):
     block, data = device.allocate(64), np.arange(8, dtype=np.float32)
     device.copy_from_host(block, data, 16)
@@ -143,7 +107,15 @@ def test_copies(device):
         device.copy_from_host(block, np.zeros(100, np.float32))
     with pytest.raises(ArgumentTypeError, match="not OpenCL memory"):
         device.copy_from_host(ph.device("cpu").allocate(64), data)
+    other = device.allocate(32)
+    device.copy(block, other, 32)
+    back = np.empty(4, np.float32)
+    device.copy_to_host(other, back, 16)
+    assert back.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ArgumentValueError, match="33 bytes cannot be copied"):
+        device.copy(block, other, 33)
     block.close()
+    other.close()
 
 
 def test_what_cannot_be_allocated(device):
@@ -198,19 +170,6 @@ def test_no_pyopencl_gives_the_pip_line(monkeypatch):
         driver.opencl()
 
 
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [("MEM_OBJECT_ALLOCATION_FAILURE", DeviceMemoryError), ("OUT_OF_RESOURCES", DeviceMemoryError),
-     ("DEVICE_NOT_AVAILABLE", DeviceUnavailable), ("INVALID_VALUE", DeviceError)],
-)  # fmt: skip
-def test_errors_of_the_driver_are_typed(text, kind):
-    error = driver.opencl().RuntimeError(text)
-    with pytest.raises(kind, match=text), driver.typed_errors("compute", DEVICE):
-        raise error
-    with pytest.raises(ZeroDivisionError), driver.typed_errors("compute", DEVICE):
-        raise ZeroDivisionError
-
-
 # -- functions ------------------------------------------------------------------------------------
 
 
@@ -250,26 +209,6 @@ def test_symbols_are_distinct_and_names_are_found(device):
     with pytest.raises(CompileError, match="no shared library"):
         functions.export_library("x.so")
     assert compiled(device).functions == []
-
-
-def test_what_the_driver_refuses_carries_its_log(device, monkeypatch, capfd):
-    monkeypatch.setattr(lower_gpu, "gpu_program", broken)
-    with pytest.raises(CompileError, match="refused the generated kernels") as caught:
-        compiled(device, "k")
-    assert "error" in caught.value.log
-    monkeypatch.undo()
-    device.check()  # usable afterwards
-
-
-def test_float64_on_a_device_without_it(device, monkeypatch):
-    from dataclasses import replace
-
-    monkeypatch.setattr(device, "_target", replace(device.target, float64=False))
-    value64 = at("x", "i", dtype="float64") * 2.0
-    kernel = Kernel("d", (("i", 3),), (to("y", ("i",), value64),),
-                    {n: dense(3, dtype="float64") for n in "xy"})  # fmt: skip
-    with pytest.raises(CompileError, match="float64, which opencl:0 does not have"):
-        compiled(device, "k", kernel=kernel)
 
 
 def test_programs_come_from_the_cache(device, monkeypatch):
@@ -347,14 +286,6 @@ def test_steps_of_the_host_get_copies_and_are_reported(monkeypatch):
     ]
     assert "copied: step 'middle': host -> opencl:0, 48 bytes" in str(report)
     assert [w for n, w in where.items() if "middle" in n] == ["host (NumPy reference)"]
-
-
-def test_memory_is_back_after_many_executables(device):
-    x = np.ones((2, 4), np.float32)
-    for _ in range(20):
-        with linear().compile(device, shapes={"x": (2, 4)}) as executable:
-            executable(x)
-    assert device.memory().used == device.memory().live == 0
 
 
 def test_executors_refuse_like_those_of_the_host(device):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         register_func,
         remove_global_func,
     )
-    from packhorse.model import Executable, Model, load
+    from packhorse.model import Executable, Model, compile, load
     from packhorse.module import Module, load_module
     from packhorse.tensor import Tensor, empty, from_dlpack, tensor
     from packhorse.tvm_ffi_bridge import from_tvm_ffi
@@ -51,6 +51,7 @@ __all__ = [
     "TypeCode",
     "__dlpack_version__",
     "__version__",
+    "compile",
     "convert",
     "device",
     "devices",
@@ -72,7 +73,7 @@ _HOME = {
     "PackhorseError": "errors",
     "__dlpack_version__": "native.dlpack:VERSION",
     **dict.fromkeys(("Tensor", "empty", "from_dlpack", "tensor"), "tensor"),
-    **dict.fromkeys(("Executable", "Model", "load"), "model"),
+    **dict.fromkeys(("Executable", "Model", "compile", "load"), "model"),
     **dict.fromkeys(("Module", "load_module"), "module"),
     "from_tvm_ffi": "tvm_ffi_bridge",
     **dict.fromkeys(

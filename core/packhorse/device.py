@@ -52,6 +52,7 @@ CAPABILITIES: Mapping[str, str] = {
     "load": "load(blob, kind) reads a compiled library into a Module",
     "record": "record(bound_calls) makes one callable of many calls",
     "target": "what the compiler must know of the device",
+    "copy": "copy(source, target, nbytes) copies between two of its own blocks, in queue order",
     "copy_peer": "copies to another device without passing through the host",
 }
 """Optional attributes of a Device, looked up once when it is opened."""

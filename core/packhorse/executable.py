@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from packhorse.compiler.result import Compiled, NodeReport
+from packhorse.compiler.placement import Choice
+from packhorse.compiler.result import Compiled, NodeReport, Report
 from packhorse.device import Device, device
 from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import (
@@ -29,22 +30,26 @@ from packhorse.graph.ir import TensorType
 
 if TYPE_CHECKING:
     from packhorse.artifact import Artifact
+    from packhorse.module_base import Module
 
 __all__ = ["DeviceLike", "Executable", "Outputs"]
 
 Outputs: TypeAlias = Array | tuple[Array, ...]
-DeviceLike: TypeAlias = "str | Device | None"
+DeviceLike: TypeAlias = "str | Device | Choice | None"
+"""A device string, a Device, ``None`` for the best that works, or several: device -> names of
+nodes, ``"auto"`` (what it has kernels for) or ``"rest"``."""
 
 
 class Executable:
-    """Runs on one device with fixed input shapes. Call it like a :class:`~packhorse.Model`.
+    """Runs with fixed input shapes on one device, or on the devices of a placement. Call it like a
+    :class:`~packhorse.Model`.
 
     Runs of one executable are serialised; different executables run in parallel.
 
     Attributes
     ----------
     device : Device
-        Where it runs.
+        Where it runs; the first of :attr:`devices`.
     inputs : dict of str to TensorType
         Name -> dtype and shape.
     output_names : tuple of str
@@ -62,34 +67,42 @@ class Executable:
         self.device, self.inputs, self.output_names = device, dict(inputs), tuple(outputs)
         self._compiled, self._artifact, self._reopen = compiled, artifact, reopen
         self._names = tuple(self.inputs)
+        placed = compiled.placement
+        self._where = device.name if placed is None else placed.name
+        self._devices = (device,) if placed is None else placed.devices
         self._run: Callable[[Any], list[Array]] = compiled.executor.run
         self._elsewhere: dict[str, Executable] = {}
         self._lock = threading.Lock()
         self._closed = False
 
     @classmethod
-    def from_artifact(cls, artifact: Artifact, on: DeviceLike = "cpu") -> Executable:
-        """Make a loaded artifact runnable on a device of host memory.
+    def from_artifact(cls, artifact: Artifact, on: str | Device | None = None) -> Executable:
+        """Make a loaded artifact runnable.
+
+        Parameters
+        ----------
+        artifact : Artifact
+        on : str or Device, optional
+            Where; default: ``$PACKHORSE_DEVICE``, else the best device that works here of those
+            it holds code for.
 
         Raises
         ------
         DeviceUnavailable
-            The device is not host memory: the artifact holds no code for it.
+            It holds no code for the device (the message names those it has), or none of its
+            devices can be used here.
+        ArtifactError
+            Its parts do not fit together.
+        CompileError
+            The device cannot run the code: it has no float64, or smaller work-groups.
         """
-        from packhorse.compiler.host import run_step
-        from packhorse.graph.executor import GraphExecutor
-        from packhorse.module import load_module
+        from packhorse.executable_artifact import open_artifact
 
-        where = _host_device(on, ", ".join(artifact.targets))
-        program, library = artifact.program(), artifact.library_path()
-        module = None if library is None else load_module(library, abi="legacy")
-        executor = GraphExecutor(
-            program, module, artifact.params, threads=getattr(where, "threads", 0), host=run_step
-        )
+        where, compiled = open_artifact(artifact, on)
+        program = compiled.program
+        assert program is not None, "artifacts hold programs"
         entries = [program.entries[i] for i in program.inputs]
         inputs = {e.name: TensorType(as_dtype(e.dtype), e.shape) for e in entries}
-        steps = [NodeReport(s.name, where.name, s.function) for s in program.steps if not s.once]
-        compiled = Compiled(executor, steps, program, module, artifact.params)
         again = functools.partial(cls.from_artifact, artifact)
         return cls(where, inputs, program.output_names, compiled, artifact, again)
 
@@ -137,7 +150,7 @@ class Executable:
         ``device`` may name the device it was compiled for or, for artifacts, any device of host
         memory.
         """
-        if device is not None and device != self.device.name:
+        if device is not None and device != self._where:
             return self._on(device)(*args, **inputs)
         outputs = self._run(bind(self._names, args, inputs))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -173,14 +186,32 @@ class Executable:
         return self._closed
 
     @property
+    def usable(self) -> bool:
+        """False once it or one of its devices was closed."""
+        if self._closed:
+            return False
+        for where in self._devices:  # on the way of every call: no generator
+            if where.closed:
+                return False
+        return True
+
+    @property
     def outputs(self) -> dict[str, TensorType]:
         """Name -> dtype and shape of each output; empty shapes are unknown before a run."""
-        program = self._compiled.program
-        if program is None:
-            return {name: TensorType(np.dtype(np.float32), None) for name in self.output_names}
-        entries = [program.entries[i] for i in program.outputs]
-        types = [TensorType(as_dtype(e.dtype), e.shape) for e in entries]
-        return dict(zip(self.output_names, types, strict=True))
+        unknown = TensorType(np.dtype(np.float32), None)
+        found = dict.fromkeys(self.output_names, unknown)
+        for made in self._compiled.parts or (self._compiled,):
+            program = made.program
+            if program is not None:
+                entries = [program.entries[i] for i in program.outputs]
+                types = (TensorType(as_dtype(e.dtype), e.shape) for e in entries)
+                found |= zip(program.output_names, types, strict=True)
+        return {name: found[name] for name in self.output_names}
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Every device it runs on."""
+        return self._devices
 
     @property
     def module(self) -> Any:
@@ -189,7 +220,10 @@ class Executable:
 
     @property
     def compiled_for(self) -> str:
-        """The device string it was compiled for; empty where the artifact does not say (TVM's)."""
+        """The device string it was compiled for, or all with what each runs; empty where the
+        artifact does not say (TVM's)."""
+        if self._compiled.placement is not None:
+            return self._where
         if self._artifact is not None:
             return self._artifact.device
         program = self._compiled.program
@@ -205,9 +239,10 @@ class Executable:
         """Bytes of work memory it holds besides the weights."""
         return int(getattr(self._compiled.executor, "memory_bytes", 0))
 
-    def report(self) -> list[NodeReport]:
-        """Where each node of the model runs, and the kernel it was fused into."""
-        return list(self._compiled.report)
+    def report(self) -> Report:
+        """Where each node of the model runs, the kernel it was fused into, and what is copied."""
+        copies = getattr(self._compiled.executor, "copies", ())
+        return Report(self._compiled.report, copies)
 
     def profile(self, *args: Any, repeat: int = 10, **inputs: Any) -> list[tuple[str, str, float]]:
         """Run step by step: (label, function, median microseconds) in execution order.
@@ -217,8 +252,9 @@ class Executable:
         CompileError
             The model runs by the NumPy references: there are no compiled steps.
         """
-        self._require_program("profiled")
-        executor: Any = self._compiled.executor  # programs are run by executors that profile
+        executor: Any = self._compiled.executor
+        if not hasattr(executor, "profile"):
+            self._require_program("profiled")
         rows: list[tuple[str, str, float]] = executor.profile(
             bind(self._names, args, inputs), repeat
         )
@@ -233,8 +269,8 @@ class Executable:
         ----------
         path : path-like
             A folder (``deploy/``: ``deploy.json``, ``deploy.params``, ``deploy.so`` in TVM's
-            formats), ``name.packhorse`` (one file), or ``name.so`` (one library that holds graph
-            and weights too).
+            formats; ``deploy.code`` for devices that are not host memory), ``name.packhorse``
+            (one file), or ``name.so`` (one library that holds graph and weights too).
         form : str
             Which of TVM's runtimes a ``name.so`` is for: ``"graph"``, the graph executor of TVM
             up to 0.19, or ``"relax"``, the Relax VM of 0.22 and newer. packhorse loads both.
@@ -247,8 +283,8 @@ class Executable:
         Raises
         ------
         CompileError
-            Nothing was compiled (device ``cpu``), or there is no linker, or the Relax VM cannot
-            run a step of the model.
+            Nothing was compiled (device ``cpu``), or there is no linker, the backend's code has
+            no form on disk, or the Relax VM cannot run a step of the model.
         ArgumentValueError
             No such ``form``, or another than ``"graph"`` for something else than ``name.so``.
         ArtifactError
@@ -257,7 +293,7 @@ class Executable:
             After :meth:`close`.
         """
         from packhorse import export
-        from packhorse.artifact import Artifact, save_artifact
+        from packhorse.artifact import save_artifact
 
         self._require_open()
         if not isinstance(path, (str, os.PathLike)):
@@ -269,19 +305,35 @@ class Executable:
             )
         if Path(path).suffix == ".so":
             return self._save_library(Path(path), form)
-        if self._artifact is not None:
-            return save_artifact(path, self._artifact)
-        program = self._require_program("saved")
-        if Path(path).suffix != ".packhorse":
-            export.warn_of_host_operators(program, f"'{path}'")
-        backend = self.device.info.name
-        artifact = Artifact(
-            programs={backend: program},
-            params=self._compiled.params,
-            libraries={backend: self._library()},
-            device=self.device.name,
-        )
+        artifact = self.artifact()
+        if self._artifact is None and Path(path).suffix != ".packhorse" and not artifact.kinds:
+            export.warn_of_host_operators(artifact.program(), f"'{path}'")
         return save_artifact(path, artifact)
+
+    def artifact(self) -> Artifact:
+        """What :meth:`save` writes: program, weights and code. Those of several devices become
+        one by :func:`packhorse.artifact_join.join_artifacts`.
+
+        Raises
+        ------
+        CompileError, ArtifactError, DeviceClosed
+            As :meth:`save`.
+        """
+        from packhorse.artifact import Artifact
+
+        self._require_open()
+        if self._artifact is not None:
+            return self._artifact
+        program = self._require_program("saved")
+        target = self.device.info.name
+        kind, code = ("", self._library()) if self.device.info.is_host else self._blob()
+        return Artifact(
+            programs={target: program},
+            params=self._compiled.params,
+            libraries={target: code},
+            device=self.device.name,
+            kinds={target: kind} if kind else {},
+        )
 
     def close(self) -> None:
         """Free its memory; idempotent."""
@@ -304,7 +356,7 @@ class Executable:
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
-        return f"<packhorse.Executable on {self.device.name} ({inputs})>"
+        return f"<packhorse.Executable on {self._where} ({inputs})>"
 
     def _save_library(self, path: Path, form: str) -> Path:
         """One library with graph and weights."""
@@ -332,6 +384,17 @@ class Executable:
             ) from error
         return path
 
+    def _blob(self) -> tuple[str, bytes]:
+        """Kind and bytes of the compiled code of a device that is not host memory."""
+        module: Module = self._compiled.module
+        if "load" not in self.device.capabilities:
+            raise CompileError(
+                f"nothing was saved: the backend of '{self.device.name}' loads no saved code "
+                "(its devices have no load(blob, kind)). Keep the model file, or compile it for "
+                "another device, such as 'llvm-cpu'"
+            )
+        return module.save_blob()
+
     def _library(self) -> bytes:
         """The compiled code, linked into a shared library."""
         try:
@@ -352,6 +415,11 @@ class Executable:
 
     def _require_program(self, what: str) -> Any:
         self._require_open()
+        if self._compiled.placement is not None:
+            raise CompileError(
+                f"this model was cut for {self._where} and cannot be {what} as one. Compile it "
+                "for one device"
+            )
         if self._compiled.program is None:
             why = f" ({self._compiled.note})" if self._compiled.note else ""
             raise CompileError(
@@ -362,6 +430,11 @@ class Executable:
 
     def _on(self, wanted: str | Device) -> Executable:
         self._require_open()
+        if self._compiled.placement is not None or isinstance(wanted, Mapping):
+            raise ArgumentValueError(
+                f"this executable was compiled for {self._where}, not for {wanted}. Call the "
+                "model, or compile it for that"
+            )
         found = device(wanted)
         if found.name == self.device.name:
             return self

@@ -8,13 +8,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, did_you_mean
+from packhorse.tensor import Tensor
 
-__all__ = ["Array", "as_array", "bind", "no_such_input"]
+__all__ = ["Array", "Feeds", "as_array", "bind", "no_such_input"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
+Feeds: TypeAlias = "dict[str, Array | Tensor]"
 
 
-def bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Array]:
+def bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> Feeds:
     """Positional and named inputs as arrays, by name in the model's order.
 
     Raises
@@ -28,7 +30,7 @@ def bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -
         raise ArgumentValueError(
             f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}"
         )
-    feeds = {}
+    feeds: Feeds = {}
     for name, value in zip(names, args, strict=False):
         feeds[name] = value if type(value) is np.ndarray else as_array(name, value)
     if not inputs and len(feeds) == len(names):
@@ -47,10 +49,15 @@ def bind(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -
     return {name: feeds[name] for name in names}
 
 
-def as_array(name: str, value: Any) -> Array:
-    """One input as a NumPy array, without a copy where it is host memory already."""
+def as_array(name: str, value: Any) -> Array | Tensor:
+    """One input as a NumPy array, without a copy where it is host memory already.
+
+    Tensors in the memory of a device stay as they are: the executor knows whether it is its own.
+    """
     if isinstance(value, np.ndarray):
         return np.asarray(value)
+    if isinstance(value, Tensor):
+        return value if value.on_device else value.numpy()
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from packhorse.compiler.placement import Placement
 from packhorse.device import Device, device
 from packhorse.errors import (
     ArgumentTypeError,
@@ -23,12 +24,14 @@ from packhorse.errors import (
     ArtifactError,
     ModelError,
     ModelFormatError,
+    PluginError,
 )
 from packhorse.executable import DeviceLike, Executable, Outputs
-from packhorse.feeds import Array, bind, no_such_input
+from packhorse.feeds import Array, Feeds, bind, no_such_input
 from packhorse.graph.ir import Graph, TensorType, Value
+from packhorse.tensor import Tensor
 
-__all__ = ["Executable", "Model", "load"]
+__all__ = ["Executable", "Model", "compile", "load"]
 
 _CACHED_SIGNATURES = 64
 _FOLDER = "part of an artifact; load its folder: packhorse.load('{folder}')"
@@ -95,8 +98,30 @@ def _load(where: Path, format: str | None) -> Model | Executable:
     from packhorse.plugin import default_manager
 
     manager = default_manager()
-    frontend = manager.frontend(format) if format else manager.frontend_for(where)
+    try:
+        frontend = manager.frontend(format) if format else manager.frontend_for(where)
+    except ModelError as error:
+        return _of_other_format(where, format, error)
     return Model(frontend.import_model(where, format))
+
+
+def _of_other_format(where: Path, format: str | None, unknown: ModelError) -> Executable:
+    """What a plugin of the group ``packhorse.formats`` reads; raises ``unknown`` if none does."""
+    from packhorse.artifact import Artifact
+    from packhorse.plugin import default_manager
+    from packhorse.plugin.formats import read_artifact
+
+    artifact, notes = read_artifact(default_manager(), where, format)
+    if artifact is None:
+        unknown.args = (f"{unknown}{notes}", *unknown.args[1:])
+        raise unknown
+    if not isinstance(artifact, Artifact):
+        raise PluginError(
+            f"a plugin read '{where}' as {type(artifact).__name__}, not as packhorse.artifact."
+            "Artifact",
+            "Report it to the plugin's author",
+        )
+    return Executable.from_artifact(artifact)
 
 
 class Model:
@@ -130,8 +155,11 @@ class Model:
         ----------
         *args, **inputs : array-like
             Inputs by position or by name: NumPy arrays, Tensors, anything with ``__dlpack__``.
-        device : str or Device, optional
+        device : str, Device or mapping, optional
             Where to run; default: ``$PACKHORSE_DEVICE`` or the best device that works here.
+            Several devices share the work as a mapping says: device -> names of nodes (``*`` and
+            ``?`` are wildcards), ``"auto"`` for all it has kernels for, or ``"rest"``:
+            ``{"opencl:0": ["conv*"], "llvm-cpu": "rest"}``.
 
         Returns
         -------
@@ -160,8 +188,8 @@ class Model:
 
         Parameters
         ----------
-        device : str or Device, optional
-            Target, as in a call.
+        device : str, Device or mapping, optional
+            Target or targets, as in a call.
         shapes : mapping of input name to shape, optional
             Needed for inputs with symbolic dimensions.
         values : mapping of input name to array-like, optional
@@ -174,7 +202,7 @@ class Model:
         ArgumentTypeError
             ``shapes`` is no mapping of names to sequences.
         """
-        feeds: dict[str, Array] = {}
+        feeds: Feeds = {}
         given = _sizes(shapes or {})
         fixed = {name: np.asarray(value) for name, value in (values or {}).items()}
         for unknown in (given.keys() | fixed.keys()) - set(self._names):
@@ -201,12 +229,13 @@ class Model:
                     f"wants {_text(value.type)}"
                 ) from None
         needed = [n for n in self._value_operands() if n not in fixed]
-        if needed and "compile" in self._device(device).capabilities:
+        target = self._device(device)
+        if needed and (isinstance(target, Placement) or "compile" in target.capabilities):
             raise ArgumentValueError(
                 f"the shapes inside this model depend on the value of input '{needed[0]}'; "
                 f"give it: compile(..., values={{'{needed[0]}': ...}})"
             )
-        return self._executable(feeds, device)
+        return self._executable(feeds, target)
 
     def close(self) -> None:
         """Free every compiled form; idempotent."""
@@ -225,7 +254,11 @@ class Model:
         inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
         return f"<packhorse.Model '{self.graph.name}' ({inputs}), {len(self.graph.nodes)} nodes>"
 
-    def _device(self, wanted: DeviceLike) -> Device:
+    def _device(self, wanted: DeviceLike | Placement) -> Device | Placement:
+        if isinstance(wanted, Mapping):
+            return Placement.of(wanted)
+        if isinstance(wanted, Placement):
+            return wanted
         if wanted is not None:
             return device(wanted)
         if self._default is None or self._default.closed:
@@ -239,7 +272,7 @@ class Model:
             self._operands = tuple(sorted(shape_operands(self.graph)))
         return self._operands
 
-    def _executable(self, feeds: dict[str, Array], wanted: DeviceLike) -> Executable:
+    def _executable(self, feeds: Feeds, wanted: DeviceLike | Placement) -> Executable:
         target = self._device(wanted)
         key: list[Any] = [target.name]
         for array in feeds.values():
@@ -250,30 +283,70 @@ class Model:
             operands = self._value_operands()
         for name in operands:
             if name in feeds:
-                key.append(feeds[name].tobytes())
+                key.append(_on_host(feeds[name]).tobytes())
         signature = tuple(key)
         found = self._ready.get(signature)
-        if found is None or found.closed:
+        if found is None or not found.usable:
             found = self._compile(signature, feeds, target, operands)
         return found
 
     def _compile(
-        self, signature: Any, feeds: dict[str, Array], target: Device, operands: Sequence[str]
+        self, signature: Any, feeds: Feeds, target: Device | Placement, operands: Sequence[str]
     ) -> Executable:
         from packhorse.compiler.compile import compile_graph
+        from packhorse.compiler.parts import compile_parts
 
         with self._lock:
-            found = self._ready.get(signature)
-            if found is not None and not found.closed:
-                return found
-            types = _check(self.graph.inputs, feeds)
-            values = {name: np.array(feeds[name]) for name in operands}
-            compiled = compile_graph(self.graph, target, types, values)
-            executable = Executable(target, types, tuple(self.outputs), compiled)
+            found = self._ready.pop(signature, None)
+            if found is None or not found.usable:
+                if found is not None:  # its device was closed or lost: free what is left of it
+                    found.close()
+                types = _check(self.graph.inputs, feeds)
+                values = {name: np.array(_on_host(feeds[name])) for name in operands}
+                if isinstance(target, Placement):
+                    first = target.devices[0]
+                    compiled = compile_parts(self.graph, target, types, values)
+                else:
+                    first = target
+                    compiled = compile_graph(self.graph, target, types, values)
+                found = Executable(first, types, tuple(self.outputs), compiled)
             while len(self._ready) >= _CACHED_SIGNATURES:
                 self._ready.pop(next(iter(self._ready)))  # its last caller frees it
-            self._ready[signature] = executable
-            return executable
+            self._ready[signature] = found
+            return found
+
+
+def compile(
+    model: Model | Graph | str | os.PathLike[str],
+    device: DeviceLike = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Executable:
+    """Compile a model, a graph or a model file; :meth:`Model.compile` says what the rest means.
+
+    Raises
+    ------
+    ArgumentTypeError, ArgumentValueError
+        Not a model, or an argument that does not fit it.
+    ModelFormatError, ArtifactError
+        The file is no model.
+    DeviceError, CompileError
+        The device cannot be had, or cannot run the model.
+    """
+    if isinstance(model, Graph):
+        model = Model(model)
+    if isinstance(model, (str, os.PathLike)):
+        return load(model).compile(device, shapes=shapes, values=values)
+    if not isinstance(model, (Model, Executable)):
+        raise ArgumentTypeError(
+            f"compile takes a Model, a Graph or the path of a model file, not {_kind(model)}"
+        )
+    return model.compile(device, shapes=shapes, values=values)
+
+
+def _on_host(value: Array | Tensor) -> Array:
+    return value.numpy() if isinstance(value, Tensor) else value
 
 
 def _sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[Any, ...]]:
@@ -287,7 +360,7 @@ def _sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[Any, ...]]:
         ) from None
 
 
-def _check(inputs: Sequence[Value], feeds: Mapping[str, Array]) -> dict[str, TensorType]:
+def _check(inputs: Sequence[Value], feeds: Feeds) -> dict[str, TensorType]:
     """Static types of the feeds, after comparing them with what the model declares."""
     sizes: dict[str, tuple[int, str]] = {}
     for value in inputs:
@@ -318,7 +391,7 @@ def _check(inputs: Sequence[Value], feeds: Mapping[str, Array]) -> dict[str, Ten
     return {n: TensorType(a.dtype, tuple(int(d) for d in a.shape)) for n, a in feeds.items()}
 
 
-def _reshaped(name: str, array: Array, wanted: TensorType) -> str:
+def _reshaped(name: str, array: Array | Tensor, wanted: TensorType) -> str:
     """How to make an array fit, where that is likely what was meant."""
     dims = wanted.shape or ()
     if array.ndim + 1 == len(dims) and (isinstance(dims[0], str) or dims[0] == 1):

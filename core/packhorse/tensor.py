@@ -28,7 +28,7 @@ from packhorse.native import fast
 from packhorse.native.dlpack import CPU, View, export_array, export_capsule, import_array
 from packhorse.native.memory import address_of, aligned_array
 from packhorse.native.plan import Slot
-from packhorse.native.runtime import ffi
+from packhorse.native.runtime import Abi, ffi
 
 if TYPE_CHECKING:
     from packhorse.device import Device, Memory
@@ -140,6 +140,11 @@ class Tensor:
         return self._array is None and self._block is None
 
     @property
+    def on_device(self) -> bool:
+        """Whether it lies in a device's own memory, from which :meth:`numpy` copies."""
+        return self._array is None and self._open_block() is not None
+
+    @property
     def address(self) -> int:
         """What ``DLTensor.data`` holds: a host pointer, or the device's own."""
         if self._array is not None:
@@ -199,6 +204,13 @@ class Tensor:
         if self._slot is None and array.flags.c_contiguous:
             self._slot = Slot(self.shape, dtype_name(self.dtype), address_of(array))
         return self._slot, array
+
+    def __packed_block__(self, abi: Abi) -> tuple[Slot, _Block]:
+        """For calls of code that launches kernels: its DLTensor, whose ``data`` is the device's
+        handle, and the block behind it. Raises DeviceClosed."""
+        block = self._open_block()
+        where, dtype = self.device.dlpack_device, dtype_name(self.dtype)
+        return Slot(self.shape, dtype, block.memory.address, where, abi), block
 
     def _pack(self) -> object:
         """For calls in C: a capsule with both ABIs' DLTensors that keeps the memory; else None."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,18 +13,20 @@ from packhorse.compiler.build import Build, Builder, Scheduler
 from packhorse.compiler.host import run_step
 from packhorse.compiler.link import link, pack_params
 from packhorse.compiler.reference import ReferenceExecutable
-from packhorse.compiler.result import Compiled, NodeReport
+from packhorse.compiler.result import Compiled, NodeReport, Runner
 from packhorse.compiler.specialize import specialize
-from packhorse.device import Device
+from packhorse.device import Device, Memory
 from packhorse.errors import DeviceMemoryError, UnsupportedOperator
+from packhorse.graph._base import HOST_MEMORY, Copy
 from packhorse.graph.device_executor import DeviceExecutor
 from packhorse.graph.executor import GraphExecutor
 from packhorse.graph.ir import Graph, TensorType
 from packhorse.graph.program import Program
 from packhorse.kernel.kernel import Buffer, Kernel
 from packhorse.ops.registry import NotStatic
+from packhorse.tensor import Tensor
 
-__all__ = ["HOST", "compile_graph"]
+__all__ = ["HOST", "compile_graph", "compile_static", "scheduler"]
 
 _log = logging.getLogger("packhorse.compiler")
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -63,32 +65,62 @@ def compile_graph(
     try:
         static = specialize(graph, types, values or {})
         clock.lap("specialize")
-        build = Builder(static, _scheduler(device)).build()
-        program = link(build, {"device": device.name})
-        clock.lap("build")
+        made = compile_static(static, device)
     except (NotStatic, UnsupportedOperator) as error:
         _log.warning("'%s' runs by its NumPy references on %s: %s", graph.name, device.name, error)
         return _by_reference(graph, device, str(error))
+    made.timings = clock.laps | made.timings
+    _log.info("compiled '%s' for %s in %.2f s", graph.name, device.name, sum(made.timings.values()))
+    return made
+
+
+def compile_static(
+    static: Graph,
+    device: Device,
+    *,
+    given: Mapping[str, Memory] | None = None,
+    fetch: Collection[str] | None = None,
+    keep: Collection[str] = (),
+) -> Compiled:
+    """Compile a specialised graph.
+
+    Parameters
+    ----------
+    given, fetch, keep
+        For graphs that are parts of another, as :class:`DeviceExecutor` takes them; executors of
+        the host have no use for them.
+
+    Raises
+    ------
+    UnsupportedOperator
+        A node has no implementation at all.
+    CompileError
+        The device could not compile a kernel.
+    DeviceMemoryError
+        The device has not enough memory.
+    """
+    if "compile" not in device.capabilities:
+        return _by_reference(static, device, "")
+    clock = _Clock()
+    build = Builder(static, scheduler(device)).build()
+    program = link(build, {"device": device.name})
+    clock.lap("build")
     _check_memory(program, device)
     params = pack_params(build)
     clock.lap("pack weights")
     functions = [(name, kernel, plan) for name, (kernel, plan) in build.functions.items()]
     module = device.compile(functions)  # type: ignore[attr-defined]
     clock.lap("generate code")
-    executor = _executor(program, module, params, device)
+    executor: Runner
+    if device.info.is_host:  # by native plans
+        threads = getattr(device, "threads", 0)
+        executor = GraphExecutor(program, module, params, threads=threads, host=run_step)
+    else:
+        executor = DeviceExecutor(
+            program, module, params, device, host=run_step, given=given, fetch=fetch, keep=keep
+        )
     clock.lap("link")
-    _log.info("compiled '%s' for %s in %.2f s", graph.name, device.name, clock.total)
     return Compiled(executor, _report(build, device), program, module, params, clock.laps)
-
-
-def _executor(
-    program: Program, module: Any, params: Mapping[str, Array], device: Device
-) -> GraphExecutor:
-    """What runs the program: on host memory by native plans, else by the device's queue."""
-    if not device.info.is_host:
-        return DeviceExecutor(program, module, params, device, host=run_step)
-    threads = getattr(device, "threads", 0)
-    return GraphExecutor(program, module, params, threads=threads, host=run_step)
 
 
 def _check_memory(program: Program, device: Device) -> None:
@@ -101,7 +133,7 @@ def _check_memory(program: Program, device: Device) -> None:
         )
 
 
-def _scheduler(device: Device) -> Scheduler:
+def scheduler(device: Device) -> Scheduler:
     """Schedules and packs for the device's target; without one kernels come as they are."""
     if "target" not in device.capabilities:
         return lambda kernel: (None, {})
@@ -138,9 +170,23 @@ class _References:
 
     def __init__(self, graph: Graph) -> None:
         self._inner = ReferenceExecutable(graph)
+        self._copied: dict[str, Copy] = {}
 
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        return list(self._inner.run(inputs).values())
+    def run(self, inputs: Mapping[str, Any]) -> list[Array]:
+        arrays = {name: self._on_host(name, value) for name, value in inputs.items()}
+        return list(self._inner.run(arrays).values())
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """Inputs that were given as tensors of a device."""
+        return tuple(self._copied.values())
+
+    def _on_host(self, name: str, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.on_device:
+            source = value.device.name
+            self._copied[name] = Copy(f"'{name}'", source, HOST_MEMORY, value.nbytes)
+            return value.numpy()
+        return value
 
     def close(self) -> None:
         """Nothing is held."""
@@ -166,7 +212,3 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._start
         self._start = now
-
-    @property
-    def total(self) -> float:
-        return sum(self.laps.values())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from packhorse.compiler.placement import Placement
+from packhorse.graph._base import Copy
 from packhorse.graph.program import Program
 
-__all__ = ["Compiled", "NodeReport", "Runner"]
+__all__ = ["Compiled", "NodeReport", "Report", "Runner"]
 
 
 class Runner(Protocol):
@@ -32,12 +34,33 @@ class NodeReport:
     step: str
 
 
+class Report(list[NodeReport]):
+    """Where each node runs, and what every run copies between memories: ``print`` shows both.
+
+    Attributes
+    ----------
+    copies : tuple of Copy
+        Between host and devices: inputs, outputs, values that cross from one device to another,
+        what steps of the host read and write; and tensors of another device that were given as
+        inputs so far.
+    """
+
+    def __init__(self, rows: Iterable[NodeReport], copies: Iterable[Copy] = ()) -> None:
+        super().__init__(rows)
+        self.copies = tuple(copies)
+
+    def __str__(self) -> str:
+        lines = [f"{row.node}: {row.device}, {row.step}" for row in self]
+        return "\n".join(lines + [f"copied: {copy}" for copy in self.copies])
+
+
 @dataclass
 class Compiled:
     """A graph ready to run on a device.
 
     ``program``, ``module`` and ``params`` are None for graphs that run by the references.
-    ``timings`` holds seconds per phase; ``note`` says why a graph was not compiled.
+    ``timings`` holds seconds per phase; ``note`` says why a graph was not compiled. A graph that
+    was cut for the devices of a ``placement`` has ``parts``, and no program of its own.
     """
 
     executor: Runner
@@ -47,3 +70,5 @@ class Compiled:
     params: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    parts: tuple[Compiled, ...] = ()
+    placement: Placement | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,24 @@ from packhorse.graph._inputs import Signature
 from packhorse.graph._segments import ExecutorReport
 from packhorse.graph.program import Program
 
-__all__ = ["ProgramExecutor", "check_repeat"]
+__all__ = ["HOST_MEMORY", "Copy", "ProgramExecutor", "check_repeat"]
+
+HOST_MEMORY = "host"
+"""What :class:`Copy` calls the memory of the process."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One copy that a run makes: the value (or the step of the host it is for), from which memory
+    to which, and its bytes."""
+
+    what: str
+    source: str
+    target: str
+    nbytes: int
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.source} -> {self.target}, {self.nbytes} bytes"
 
 
 class ProgramExecutor:
@@ -55,6 +73,14 @@ class ProgramExecutor:
     def report(self) -> ExecutorReport:
         """What runs where, and the memory it takes."""
         return self._report
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """Inputs that were given as tensors of another device, and so were copied to the host."""
+        return tuple(
+            Copy(f"'{name}'", source, HOST_MEMORY, nbytes)
+            for name, (source, nbytes) in self.signature.copied.items()
+        )
 
     def close(self) -> None:
         """Free what it holds; idempotent."""

@@ -22,14 +22,14 @@ class Signature:
 
     Attributes
     ----------
-    copied : dict of str to str
-        Inputs that were given as tensors of another device -> the device they were copied from.
+    copied : dict of str to (str, int)
+        Inputs that were given as tensors of another device -> that device, and the bytes copied.
     """
 
     def __init__(self, program: Program) -> None:
         self._entries = [program.entries[i] for i in program.inputs]
         self._types = {e.name: (entry_dtype(e), e.shape) for e in self._entries}
-        self.copied: dict[str, str] = {}
+        self.copied: dict[str, tuple[str, int]] = {}
 
     def by_name(self, inputs: Inputs) -> Mapping[str, Any]:
         """The inputs by name, as many as the program takes.
@@ -92,8 +92,8 @@ class Signature:
             self._fits(name, given)
             if given.device is here:
                 return given
-            if given._array is None:
-                self.copied[name] = given.device.name
+            if given.on_device:
+                self.copied[name] = given.device.name, given.nbytes
             given = given.numpy()
         if not isinstance(given, np.ndarray | np.generic) and not hasattr(given, "__array__"):
             raise ArgumentTypeError(

@@ -20,18 +20,16 @@ import numpy as np
 
 from packhorse.device import Device, Memory
 from packhorse.errors import ArtifactError, DeviceClosed
-from packhorse.graph._base import ProgramExecutor, check_repeat
+from packhorse.graph._base import HOST_MEMORY, Copy, ProgramExecutor, check_repeat
 from packhorse.graph._inputs import Inputs
 from packhorse.graph._segments import HOST_PREFIX, ExecutorReport, HostRunner, ModuleLike
 from packhorse.graph._storage import Array, check_weights, entry_dtype
 from packhorse.graph.program import NOP, Program, Step, check
 from packhorse.tensor import Tensor
 
-__all__ = ["HOST_MEMORY", "Copy", "DeviceExecutor", "DeviceFunction", "DeviceReport"]
+__all__ = ["DeviceExecutor", "DeviceFunction", "DeviceReport"]
 
 _Call: TypeAlias = tuple[Step, Callable[[], Any]]
-HOST_MEMORY = "host"
-"""What :class:`Copy` calls the memory of the process."""
 
 
 class DeviceFunction(Protocol):
@@ -46,26 +44,13 @@ class DeviceFunction(Protocol):
 
 
 @dataclass(frozen=True)
-class Copy:
-    """One copy that a run makes: what is copied, from which memory to which, and its bytes."""
-
-    what: str
-    source: str
-    target: str
-    nbytes: int
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.source} -> {self.target}, {self.nbytes} bytes"
-
-
-@dataclass(frozen=True)
 class DeviceReport(ExecutorReport):
     """What an executor consists of, and the copies between host and device of each run."""
 
     copies: tuple[Copy, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), *(f"copy of {copy}" for copy in self.copies)])
+        return "\n".join([super().__str__(), *(f"copied: {copy}" for copy in self.copies)])
 
 
 class DeviceExecutor(ProgramExecutor):
@@ -100,6 +85,8 @@ class DeviceExecutor(ProgramExecutor):
     DeviceMemoryError
         The device is out of memory.
     """
+
+    _report: DeviceReport
 
     def __init__(
         self,
@@ -273,7 +260,7 @@ class DeviceExecutor(ProgramExecutor):
         entries, there = self.program.entries, self._device.name
         made = {i for s in hosts for i in s.outputs}
         for name, i in self._in.items():
-            yield Copy(f"input '{name}'", HOST_MEMORY, there, entries[i].nbytes)
+            yield Copy(f"'{name}'", HOST_MEMORY, there, entries[i].nbytes)
         for step in hosts:
             down = set(step.inputs) - made - set(self.program.params)
             moves = (
@@ -287,7 +274,12 @@ class DeviceExecutor(ProgramExecutor):
         names = dict(zip(self.program.outputs, self.program.output_names, strict=True))
         for i in self._fetch:
             if i not in made:
-                yield Copy(f"output '{names[i]}'", there, HOST_MEMORY, entries[i].nbytes)
+                yield Copy(f"'{names[i]}'", there, HOST_MEMORY, entries[i].nbytes)
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """What runs copy between host and device; and what :attr:`signature` counted."""
+        return (*super().copies, *self._report.copies)
 
     def _free(self) -> None:
         for storage, block in self._blocks.items():
