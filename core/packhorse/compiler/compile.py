@@ -26,7 +26,7 @@ from packhorse.kernel.kernel import Buffer, Kernel
 from packhorse.ops.registry import NotStatic
 from packhorse.tensor import Tensor
 
-__all__ = ["HOST", "compile_graph", "compile_static", "scheduler"]
+__all__ = ["HOST", "build_for", "compile_graph", "compile_static"]
 
 _log = logging.getLogger("packhorse.compiler")
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -102,7 +102,7 @@ def compile_static(
     if "compile" not in device.capabilities:
         return _by_reference(static, device, "")
     clock = _Clock()
-    build = Builder(static, scheduler(device)).build()
+    build = build_for(static, device)
     program = link(build, {"device": device.name})
     clock.lap("build")
     _check_memory(program, device)
@@ -133,7 +133,19 @@ def _check_memory(program: Program, device: Device) -> None:
         )
 
 
-def scheduler(device: Device) -> Scheduler:
+def build_for(static: Graph, device: Device) -> Build:
+    """Lower a specialised graph for a device: its schedules, and only the dtypes it has.
+
+    Raises
+    ------
+    UnsupportedOperator
+        A node has no implementation at all.
+    """
+    refuses = getattr(getattr(device, "target", None), "refuses", None)
+    return Builder(static, _scheduler(device), refuses).build()
+
+
+def _scheduler(device: Device) -> Scheduler:
     """Schedules and packs for the device's target; without one kernels come as they are."""
     if "target" not in device.capabilities:
         return lambda kernel: (None, {})

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.compiler.build import Builder
-from packhorse.compiler.compile import compile_static, scheduler
+from packhorse.compiler.compile import build_for, compile_static
 from packhorse.compiler.placement import Placement, node_name, partition
 from packhorse.compiler.result import Compiled
 from packhorse.compiler.specialize import specialize
@@ -67,7 +66,7 @@ def _able(static: Graph, where: Device) -> Collection[str]:
     if "compile" not in where.capabilities:
         return every
     try:
-        build = Builder(static, scheduler(where)).build()
+        build = build_for(static, where)
     except UnsupportedOperator:  # a node that nothing can run: compiling says which
         return every
     return every - {label for step in build.steps if step.host for label in step.nodes}
