@@ -75,8 +75,8 @@ def test_round_trip(tmp_path, form):
     for name, array in artifact().params.items():
         assert found.params[name].dtype == array.dtype
         assert np.array_equal(found.params[name], array)
-    assert all(len(digest) == 64 for digest in found.hashes.values())
-    assert len(found.hashes) == 3
+    assert all(len(member.sha256) == 64 for member in found.members.values())
+    assert len(found.members) == 3
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -157,7 +157,7 @@ def test_several_targets_in_one_file(tmp_path):
     assert [found.program(t).name for t in "abc"] == ["net", "other", "net"]
     assert found.library_path("b").read_bytes() == b"B"
     assert found.library_path("c") is None
-    assert set(found.hashes) == {
+    assert set(found.members) == {
         "params.safetensors", "graph.json", "graph/b.json", "lib/a.so", "lib/b.so",
     }  # fmt: skip
     with pytest.raises(ArgumentValueError, match=r"no target 'd'.*compiled for a, b, c"):

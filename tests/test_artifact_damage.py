@@ -63,7 +63,7 @@ def _change_manifest(path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format_version=FORMAT_VERSION + 1), "reads up to 1; upgrade it: pip"),
+        (lambda m: m.update(format_version=FORMAT_VERSION + 1), "reads up to 2; upgrade it: pip"),
         (lambda m: m.update(format_version="1"), "must be an integer"),
         (lambda m: m.update(format="other"), "is not the manifest"),
         (lambda m: m.update(programs={}), "names|lacks"),

@@ -7,7 +7,8 @@ each; folders that TVM wrote lack the manifest. A ``.packhorse`` file is a store
     manifest.json        format version, targets, inputs and outputs, sha256 of every member
     graph.json           the program, one more per target that needs its own
     params.safetensors   the weights, used where they are mapped
-    lib/<target>.so      one library per target
+    lib/<target>.so      a shared library per target of host memory
+    lib/<target>.code    code of other devices, in a form that the manifest names
 
 Everything is checked before it is used; see SECURITY.md for what that does and does not mean.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from packhorse import _config
 from packhorse._version import __version__
 from packhorse.artifact_files import replace_file
-from packhorse.artifact_manifest import FORMAT_VERSION, check_target
+from packhorse.artifact_manifest import FORMAT_VERSION, Member, check_kind, check_target
 from packhorse.disk_cache import private_folder
 from packhorse.errors import ArgumentValueError, ArtifactError, did_you_mean
 from packhorse.graph.params import Array
@@ -47,14 +48,19 @@ class Artifact:
         The weights of all programs. Loaded ones are read-only views of the mapped file.
     libraries : mapping of target to bytes or Path
         Compiled code. A target without one runs on registered functions alone.
+    kinds : mapping of target to str
+        The form of its code, for targets whose library is no shared library of the host: what
+        ``Module.save_blob`` called it and ``Device.load`` takes. Such targets are named like
+        the backend that loads them.
     device : str
         Device string it was compiled for; empty if unknown (TVM's artifacts).
     metadata : mapping of str to str
         Free text pairs.
     packhorse_version : str
         Version that wrote it; empty for TVM's.
-    hashes : mapping of str to str
-        sha256 of every member, by file name; empty before it was saved or when unknown.
+    members : mapping of str to Member
+        Bytes and sha256 of every file it was read from, by name; empty when unknown (TVM's) and
+        before it was saved.
     """
 
     programs: Mapping[str, Program]
@@ -63,7 +69,8 @@ class Artifact:
     device: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     packhorse_version: str = __version__
-    hashes: Mapping[str, str] = field(default_factory=dict)
+    members: Mapping[str, Member] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.programs:
@@ -76,6 +83,12 @@ class Artifact:
                 f"there is a library but no program for target '{lost[0]}'; programs are for "
                 f"{', '.join(self.programs)}"
             )
+        for target, kind in self.kinds.items():
+            check_kind(kind)
+            if target not in self.libraries:
+                raise ArgumentValueError(
+                    f"code of the kind '{kind}' was named for target '{target}', but none given"
+                )
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -87,7 +100,7 @@ class Artifact:
         return self.programs[self._target(target)]
 
     def library_path(self, target: str | None = None) -> Path | None:
-        """A file to load the target's code from; None when it has no code.
+        """A shared library to load the target's code from; None when it has none.
 
         Code held in memory (from a ``.packhorse`` file) is written to a private cache folder,
         once per content.
@@ -99,8 +112,27 @@ class Artifact:
         ArtifactError
             The cache folder cannot be written, or others can write to it.
         """
-        library = self.libraries.get(self._target(target))
+        target = self._target(target)
+        library = None if target in self.kinds else self.libraries.get(target)
         return _cached(library) if isinstance(library, bytes) else library
+
+    def code(self, target: str | None = None) -> bytes | None:
+        """The target's code, whatever its form; None when it has none.
+
+        Raises
+        ------
+        ArgumentValueError
+            No such target.
+        ArtifactError
+            Its file cannot be read.
+        """
+        library = self.libraries.get(self._target(target))
+        try:
+            return library.read_bytes() if isinstance(library, Path) else library
+        except OSError as error:
+            raise ArtifactError(
+                f"the library '{library!s}' cannot be read: {error.strerror or error}"
+            ) from error
 
     def _target(self, target: str | None) -> str:
         if target is None:

@@ -23,7 +23,9 @@ from packhorse.graph.program import Program
 __all__ = ["load_file", "load_folder", "save_file", "save_folder"]
 
 JSON, PARAMS, CODE, MANIFEST = "deploy.json", "deploy.params", "deploy.so", "deploy.manifest.json"
-_OWNED = (CODE, PARAMS, JSON, MANIFEST)
+OTHER_CODE = "deploy.code"
+"""Code that is no shared library, in the form that the manifest names."""
+_OWNED = (CODE, OTHER_CODE, PARAMS, JSON, MANIFEST)
 _FIRST, _WEIGHTS = "manifest.json", "params.safetensors"
 _FOREIGN = "cpu"
 _MAX_MANIFEST = 16 << 20
@@ -47,15 +49,6 @@ def _content(chunks: Chunks) -> _Content:
     return _Content(chunks, Member(size, digest.hexdigest(), crc))
 
 
-def _code(library: bytes | Path) -> bytes:
-    try:
-        return library if isinstance(library, bytes) else library.read_bytes()
-    except OSError as error:
-        raise ArtifactError(
-            f"the library '{library!s}' cannot be read: {error.strerror or error}"
-        ) from error
-
-
 # ---------------------------------------------------------------- the folder
 
 
@@ -71,15 +64,17 @@ def save_folder(folder: Path, artifact: Artifact) -> None:
         JSON: _content([program_to_json(artifact.program()).encode()]),
         PARAMS: _content(list(params_chunks(artifact.params))),
     }
-    if target in artifact.libraries:
-        contents[CODE] = _content([_code(artifact.libraries[target])])
+    code, where = artifact.code(), OTHER_CODE if target in artifact.kinds else CODE
+    if code is not None:
+        contents[where] = _content([code])
     manifest = Manifest(
         artifact.device,
         {target: JSON},
-        {target: CODE} if CODE in contents else {},
+        {target: where} if where in contents else {},
         PARAMS,
         {name: content.member for name, content in contents.items()},
         artifact.metadata,
+        kinds=artifact.kinds,
     )
     files: dict[str, Chunks] = {name: content.chunks for name, content in contents.items()}
     files[MANIFEST] = [manifest.render(artifact.programs)]
@@ -129,7 +124,7 @@ def _load_folder(folder: Path) -> Artifact:
 
 def _ours(folder: Path, paths: Mapping[str, Path]) -> Artifact:
     manifest = read_manifest(bytes(_map(paths[MANIFEST])), f"'{folder / MANIFEST}'")
-    if len(manifest.programs) != 1 or not set(manifest.members) <= {JSON, PARAMS, CODE}:
+    if len(manifest.programs) != 1 or not set(manifest.members) <= {*_OWNED} - {MANIFEST}:
         raise ArtifactError(f"'{folder / MANIFEST}' is not the manifest of a folder")
     data = {}
     for name, member in manifest.members.items():
@@ -141,11 +136,15 @@ def _ours(folder: Path, paths: Mapping[str, Path]) -> Artifact:
     return Artifact(
         {target: _program(folder / JSON, data[manifest.programs[target]], None)},
         load_params(data[manifest.params]),
-        {target: paths[name] for target, name in manifest.libraries.items()},
+        {
+            target: bytes(data[name]) if target in manifest.kinds else paths[name]
+            for target, name in manifest.libraries.items()
+        },
         manifest.device,
         manifest.metadata,
         manifest.packhorse_version,
-        {name: member.sha256 for name, member in manifest.members.items()},
+        manifest.members,
+        manifest.kinds,
     )
 
 
@@ -163,9 +162,9 @@ def save_file(path: Path, artifact: Artifact) -> None:
         contents.setdefault(name, _content([text.encode()]))
         programs[target] = name
     libraries = {}
-    for target, library in artifact.libraries.items():
-        libraries[target] = f"lib/{target}.so"
-        contents[libraries[target]] = _content([_code(library)])
+    for target in artifact.libraries:
+        libraries[target] = f"lib/{target}.{'code' if target in artifact.kinds else 'so'}"
+        contents[libraries[target]] = _content([artifact.code(target) or b""])
     manifest = Manifest(
         artifact.device,
         programs,
@@ -173,6 +172,7 @@ def save_file(path: Path, artifact: Artifact) -> None:
         _WEIGHTS,
         {name: content.member for name, content in contents.items()},
         artifact.metadata,
+        kinds=artifact.kinds,
     )
     first = _content([manifest.render(artifact.programs)])
     parts = [
@@ -206,7 +206,8 @@ def load_file(path: Path) -> Artifact:
         manifest.device,
         manifest.metadata,
         manifest.packhorse_version,
-        {name: member.sha256 for name, member in manifest.members.items()},
+        manifest.members,
+        manifest.kinds,
     )
 
 

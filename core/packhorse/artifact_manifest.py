@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from packhorse._version import __version__
@@ -13,10 +13,12 @@ from packhorse.errors import ArgumentValueError, ArtifactError
 from packhorse.graph import _json as js
 from packhorse.graph.program import Program
 
-__all__ = ["FORMAT_VERSION", "Manifest", "Member", "check_target", "read_manifest"]
+__all__ = ["FORMAT_VERSION", "Manifest", "Member", "check_kind", "check_target", "read_manifest"]
 
-FORMAT_VERSION = 1
-"""Of the manifest. Readers refuse a higher one."""
+FORMAT_VERSION = 2
+"""Of the manifest. Readers refuse a higher one, and writers write the lowest that says it all:
+2 has ``kinds``, the targets whose library is no shared library."""
+_KIND = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _TARGET = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -36,7 +38,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``programs`` and ``libraries`` map targets to member names."""
+    """``programs`` and ``libraries`` map targets to member names, ``kinds`` to the form of the
+    library where it is no shared library of the host."""
 
     device: str
     programs: Mapping[str, str]
@@ -45,12 +48,13 @@ class Manifest:
     members: Mapping[str, Member]
     metadata: Mapping[str, str]
     packhorse_version: str = __version__
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, described: Mapping[str, Program]) -> bytes:
         """The JSON text. ``described`` are the programs by target, for people who read it."""
         document = {
             "format": "packhorse",
-            "format_version": FORMAT_VERSION,
+            "format_version": 2 if self.kinds else 1,
             "packhorse_version": self.packhorse_version,
             "device": self.device,
             "programs": dict(self.programs),
@@ -62,6 +66,7 @@ class Manifest:
                 for name, m in self.members.items()
             },
             "metadata": dict(self.metadata),
+            **({"kinds": dict(self.kinds)} if self.kinds else {}),
         }
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -82,6 +87,14 @@ def check_target(target: str) -> None:
     if not _TARGET.fullmatch(target):
         raise ArgumentValueError(
             f"'{target:.80}' is not a target name; use up to 64 letters, digits and _ + - ."
+        )
+
+
+def check_kind(kind: str) -> None:
+    """Raise ArgumentValueError for what is no word for a form of code."""
+    if not _KIND.fullmatch(kind):
+        raise ArgumentValueError(
+            f"'{kind:.80}' is no kind of code; use up to 64 lower-case letters, digits and _ - ."
         )
 
 
@@ -110,6 +123,7 @@ def read_manifest(source: bytes, what: str) -> Manifest:
         members=_members(found, what),
         metadata=_strings(found, "metadata", what),
         packhorse_version=js.text(found.get("packhorse_version"), f"version of {what}"),
+        kinds=_kinds(found, what) if version > 1 else {},
     )
     _check_names(manifest, what)
     return manifest
@@ -128,6 +142,14 @@ def _targets(found: dict[str, Any], key: str, what: str) -> dict[str, str]:
         if not _TARGET.fullmatch(target):
             raise ArtifactError(f"{key} of {what} has the impossible target {target!r:.80}")
     return pairs
+
+
+def _kinds(found: dict[str, Any], what: str) -> dict[str, str]:
+    kinds = _targets(found, "kinds", what)
+    for target, kind in kinds.items():
+        if not _KIND.fullmatch(kind):
+            raise ArtifactError(f"the kind of '{target}' in {what} is the impossible {kind!r:.80}")
+    return kinds
 
 
 def _members(found: dict[str, Any], what: str) -> dict[str, Member]:
@@ -151,3 +173,5 @@ def _check_names(manifest: Manifest, what: str) -> None:
         raise ArtifactError(f"{what} names '{odd:.80}' among members or uses, but not both")
     if not manifest.programs or not set(manifest.libraries) <= set(manifest.programs):
         raise ArtifactError(f"{what} lacks a program for one of its targets")
+    if not set(manifest.kinds) <= set(manifest.libraries):
+        raise ArtifactError(f"{what} says the kind of a library that it does not list")

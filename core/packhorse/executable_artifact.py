@@ -1,0 +1,189 @@
+"""Making an artifact runnable: which of its targets serves a device, and what runs it there.
+
+Nothing of the compiler is imported, but for programs with steps of the host: those need the
+operators' NumPy references.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from packhorse import _config
+from packhorse._device_string import parse_choice
+from packhorse.artifact import Artifact
+from packhorse.compiler.result import Compiled, NodeReport, Runner
+from packhorse.device import Device, device
+from packhorse.errors import (
+    ArgumentError,
+    ArtifactError,
+    CompileError,
+    DeviceUnavailable,
+    FunctionNotFound,
+    MissingExtra,
+    PackhorseError,
+    PluginError,
+    UnknownBackend,
+)
+from packhorse.graph._segments import HOST_PREFIX
+from packhorse.graph.device_executor import DeviceExecutor
+from packhorse.graph.executor import GraphExecutor
+from packhorse.graph.program import Program, Step
+from packhorse.module import load_module
+from packhorse.module_base import Module
+
+__all__ = ["open_artifact", "target_for"]
+
+_log = logging.getLogger("packhorse.artifact")
+_NEXT = (UnknownBackend, DeviceUnavailable, MissingExtra, PluginError, CompileError)
+"""What makes the next target be tried where no device was named."""
+
+
+def open_artifact(artifact: Artifact, on: str | Device | None) -> tuple[Device, Compiled]:
+    """Load an artifact's code and weights onto a device.
+
+    Parameters
+    ----------
+    artifact : Artifact
+    on : str, Device or None
+        None: ``$PACKHORSE_DEVICE``, else the best device that works here of those it is for.
+
+    Raises
+    ------
+    DeviceUnavailable
+        It holds no code for the device, or none of its devices can be used here: says why.
+    ArtifactError
+        Program and code do not fit together, or the code is damaged.
+    CompileError
+        The device cannot run the code.
+    """
+    named = _named() if on is None else None
+    if on is not None or named is not None:
+        where = device(on)
+        try:
+            target = target_for(artifact, where)
+        except DeviceUnavailable as error:
+            if named is not None:
+                error.args = (f"PACKHORSE_DEVICE={named}: {error}",)
+            raise
+        return where, _opened(artifact, target, where)
+    if len(artifact.targets) == 1:
+        return _opened_by_name(artifact, artifact.targets[0])
+    return _best(artifact)
+
+
+def target_for(artifact: Artifact, where: Device) -> str:
+    """The target whose code a device runs: its backend's own, or any code of the host for a
+    device of host memory.
+
+    Raises
+    ------
+    DeviceUnavailable
+        There is none; names those that it holds.
+    """
+    own = where.info.name
+    if own in artifact.kinds and "load" in where.capabilities:
+        return own
+    host = [target for target in artifact.targets if target not in artifact.kinds]
+    if where.info.is_host and host:
+        return own if own in host else host[0]
+    why = ""
+    if own in artifact.kinds:
+        why = f", which loads no code of the kind '{artifact.kinds[own]}'"
+    raise DeviceUnavailable(
+        f"this artifact holds code for {', '.join(artifact.targets)}, none for "
+        f"'{where.name}'{why}. Load the model and compile it for that device"
+    )
+
+
+def _named() -> str | None:
+    """What the environment names, other than "the best"."""
+    named = _config.setting("PACKHORSE_DEVICE")
+    if named is None or [str(choice) for choice in parse_choice(named)] == ["auto"]:
+        return None
+    return named
+
+
+def _best(artifact: Artifact) -> tuple[Device, Compiled]:
+    """The first target that can be opened, by the priority of their backends."""
+    reasons = []
+    for target in _by_priority(artifact.targets):
+        try:
+            return _opened_by_name(artifact, target)
+        except _NEXT as error:
+            _log.info("target %s is passed over: %s", target, error)
+            reasons.append(f"\n  {target}: {error}")
+    raise DeviceUnavailable(
+        f"this artifact holds code for {', '.join(artifact.targets)}, and none of them can be "
+        f"used here:{''.join(reasons)}"
+    )
+
+
+def _by_priority(targets: Sequence[str]) -> list[str]:
+    from packhorse.plugin.manager import default_manager
+
+    def priority(target: str) -> int:
+        try:
+            return default_manager().backend_info(target).priority
+        except PackhorseError:
+            return 0  # what opening it says is shown if no other can be opened
+
+    return sorted(targets, key=priority, reverse=True)
+
+
+def _opened_by_name(artifact: Artifact, target: str) -> tuple[Device, Compiled]:
+    where = device(target if target in artifact.kinds else "cpu")
+    return where, _opened(artifact, target, where)
+
+
+def _opened(artifact: Artifact, target: str, where: Device) -> Compiled:
+    program = artifact.program(target)
+    module = _module(artifact, target, where)
+    executor: Runner
+    if where.info.is_host:
+        threads = getattr(where, "threads", 0)
+        executor = GraphExecutor(program, module, artifact.params, threads=threads, host=_host)
+    else:
+        try:
+            executor = DeviceExecutor(program, module, artifact.params, where, host=_host)
+        except (ArgumentError, FunctionNotFound) as error:
+            raise ArtifactError(
+                f"program, weights and code for '{target}' do not fit together: {error}"
+            ) from error
+    return Compiled(executor, _report(program, where), program, module, artifact.params)
+
+
+def _module(artifact: Artifact, target: str, where: Device) -> Any:
+    """The target's code, loaded; None when it has none."""
+    if target not in artifact.kinds:
+        library = artifact.library_path(target)
+        return None if library is None else load_module(library, abi="legacy")
+    module = where.load(artifact.code(target), artifact.kinds[target])  # type: ignore[attr-defined]
+    if not isinstance(module, Module):
+        raise PluginError(
+            f"{where.name}: load() gave a {type(module).__name__}, not a packhorse Module. Report "
+            "it to the plugin's author"
+        )
+    return module
+
+
+def _report(program: Program, where: Device) -> list[NodeReport]:
+    rows = []
+    for step in program.steps:
+        if not step.once:
+            place = _host_word() if step.function.startswith(HOST_PREFIX) else where.name
+            rows.append(NodeReport(step.name, place, step.function))
+    return rows
+
+
+def _host_word() -> str:
+    from packhorse.compiler.compile import HOST
+
+    return HOST
+
+
+def _host(step: Step, inputs: Any, outputs: Any) -> None:
+    from packhorse.compiler.host import run_step
+
+    run_step(step, inputs, outputs)
