@@ -220,7 +220,7 @@ def test_eager_plugins_load_first_and_a_broken_one_is_logged(site, caplog):
     assert manager.backend_info("cpu").name == "cpu"
     assert sys.modules["ph_eager"].SEEN == ["cpu"]
     assert "no_such_module" in caplog.text
-    assert [list(f) for f in manager.collect("packhorse_functions")()] == [["seen"]]
+    assert [list(found) for _, found in manager.ask("packhorse_functions")] == [["seen"]]
     assert list(manager.failures()) == [(PLUGINS, "sick")]
 
 

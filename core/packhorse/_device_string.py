@@ -23,7 +23,15 @@ from functools import lru_cache
 
 from packhorse.errors import DeviceStringError
 
-__all__ = ["AUTO", "DEFAULT_PORT", "DeviceString", "Hop", "parse", "parse_choice"]
+__all__ = [
+    "AUTO",
+    "DEFAULT_PORT",
+    "DeviceString",
+    "Hop",
+    "is_backend_word",
+    "parse",
+    "parse_choice",
+]
 
 DEFAULT_PORT = 9190
 _LONGEST = 1024
@@ -228,6 +236,11 @@ def _ipv6(text: str, literal: str) -> str:
         return str(ipaddress.IPv6Address(literal))
     except ValueError:
         raise _error(text, f"'{literal}' is not an IPv6 address") from None
+
+
+def is_backend_word(word: str) -> bool:
+    """True when a backend of that name can be written in a device string."""
+    return _BACKEND.fullmatch(word) is not None and word not in AUTO
 
 
 def _backend(text: str, word: str) -> str:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 from packhorse import _config
@@ -32,9 +33,9 @@ from packhorse.errors import (
     UnknownBackend,
     did_you_mean,
 )
-from packhorse.plugin.entries import KNOWN
+from packhorse.plugin.entries import KNOWN, damaged
 from packhorse.plugin.manager import BACKENDS, PluginManager, default_manager
-from packhorse.plugin.probe import error_row, probe_all, static_row
+from packhorse.plugin.probe import described, error_row, probe_all
 
 __all__ = ["Devices", "default_devices"]
 
@@ -87,21 +88,16 @@ class Devices:
 
     def rows(self, probe: bool = False, timeout: float = _PROBE_SECONDS) -> list[DeviceInfo]:
         """See :func:`packhorse.device.devices`."""
-        manager = self.manager
-        names, priority = manager.names(BACKENDS), {}
-        found: dict[str, list[DeviceInfo]] = {}
-        for name in names:
-            try:
-                info = manager.backend_info(name)
-                priority[name] = info.priority
-                found[name] = [static_row(info)]
-            except PackhorseError as error:
-                found[name] = [error_row(name, error)]
+        manager, names = self.manager, self.manager.names(BACKENDS)
         if probe:
-            sound = [name for name in names if name in priority]
-            found |= probe_all(manager, sound, timeout)
-        ordered = sorted(names, key=lambda name: (-priority.get(name, -1), name))
-        rows = [row for name in ordered for row in found[name]]
+            found = probe_all(manager, names, timeout)
+        else:
+            found = {name: described(manager, name) for name in names}
+        ordered = sorted(names, key=lambda name: (-found[name].priority, name))
+        rows = [row for name in ordered for row in found[name].rows]
+        rows += [
+            error_row(name, error) for name, error in damaged(manager.unusable, BACKENDS).items()
+        ]
         return [*rows, *self._absent(set(names))]
 
     def close(self) -> None:
@@ -188,11 +184,19 @@ class Devices:
                 yield DeviceString((), info.name)
                 continue
             for row in self._ask(info):
-                yield DeviceString((), row.backend, row.index) if row.status == "ok" else row
+                if row.status != "ok":
+                    yield row
+                elif kind == "auto:gpu" and row.kind == "cpu":  # PoCL and its like
+                    reason = f"{row.device} is a processor: {row.name}"
+                    yield replace(row, status="no device", reason=reason)
+                else:
+                    yield DeviceString((), row.backend, row.index)
 
     def _ask(self, info: BackendInfo) -> list[DeviceInfo]:
         if info.name not in self._probed:
-            self._probed |= probe_all(self.manager, [info.name], _PROBE_SECONDS)
+            self._probed[info.name] = probe_all(self.manager, [info.name], _PROBE_SECONDS)[
+                info.name
+            ].rows
         return self._probed[info.name]
 
     def _absent(self, names: set[str]) -> Iterator[DeviceInfo]:

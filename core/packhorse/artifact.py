@@ -152,7 +152,8 @@ def save_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Path:
     ----------
     path : path-like
         ``name.packhorse`` for one file. A folder (existing, ending in a slash, or without a
-        suffix) for the triple of TVM's formats, which holds one target.
+        suffix) for the triple of TVM's formats, which holds one target. ``name.acme`` where a
+        plugin of the group ``packhorse.formats`` is named ``acme``.
     artifact : Artifact
 
     Returns
@@ -178,6 +179,12 @@ def save_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Path:
     if text.endswith(("/", os.sep)) or where.is_dir() or not where.suffix:
         forms.save_folder(where, artifact)
         return where
+    from packhorse.plugin import default_manager
+    from packhorse.plugin.formats import write_artifact
+
+    written = write_artifact(default_manager(), where, artifact)
+    if written is not None:
+        return written
     raise ArgumentValueError(
         f"cannot tell the form of '{where}' from its suffix '{where.suffix}'; use "
         f"'{where.stem}{SUFFIX}' for one file, or '{where.stem}/' for a folder"

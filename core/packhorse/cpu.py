@@ -1,7 +1,7 @@
-"""The built-in ``cpu`` backend: host memory and the NumPy references.
+"""The device of the built-in ``cpu`` backend: host memory and the NumPy references.
 
-It is registered through the same table as every other plugin. :class:`HostDevice` is what other
-backends of host memory build on.
+:class:`HostDevice` is what other backends of host memory build on. The backend is registered
+through the same table as every other plugin, by :mod:`packhorse.cpu_plugin`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 
 from packhorse import _config
-from packhorse.device import (
-    BackendInfo,
-    DeviceInfo,
-    DeviceMixin,
-    Memory,
-    MemoryStats,
-    OptionSpec,
-    check_range,
-)
+from packhorse.cpu_plugin import HOST_OPTIONS, INFO, CpuBackend
+from packhorse.device import BackendInfo, DeviceMixin, Memory, MemoryStats, check_range
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -32,24 +25,8 @@ from packhorse.errors import (
     DeviceMemoryError,
     DeviceUnavailable,
 )
-from packhorse.plugin import hookimpl
 
 __all__ = ["HOST_OPTIONS", "INFO", "CpuBackend", "HostDevice", "HostMemory", "host_name"]
-
-HOST_OPTIONS: Mapping[str, OptionSpec] = {
-    "threads": OptionSpec(int, "threads per run (default: affinity mask and quota)", minimum=1)
-}
-"""Options every backend of host memory takes."""
-
-INFO = BackendInfo(
-    name="cpu",
-    summary="host memory, compiled libraries and the NumPy references; compiles nothing",
-    dlpack_type=1,
-    needs_driver=False,
-    options=HOST_OPTIONS,
-    priority=0,
-)
-
 
 class _Counters:
     """Allocation counters shared by a device and its blocks (which may outlive it)."""
@@ -187,32 +164,6 @@ class HostDevice(DeviceMixin):
             b.close()
         if result.tolist() != [2.0, 4.0, 6.0]:
             raise DeviceError(f"{self.name}: [1, 2, 3] * 2 gave {result.tolist()}")
-
-
-class CpuBackend:
-    """The backend object of ``cpu``."""
-
-    info = INFO
-
-    def open(self, index: int, options: Mapping[str, Any]) -> HostDevice:
-        """Open ``cpu:0``; there is no other."""
-        return HostDevice(INFO, index, options)
-
-    def probe(self) -> Iterator[DeviceInfo]:
-        """The one device that is always there."""
-        yield DeviceInfo("cpu", 0, host_name(), total_memory(), driver="built in")
-
-
-@hookimpl
-def packhorse_backend_info() -> BackendInfo:
-    """Describe ``cpu``."""
-    return INFO
-
-
-@hookimpl
-def packhorse_open_backend() -> CpuBackend:
-    """Open ``cpu``."""
-    return CpuBackend()
 
 
 def host_name() -> str:

@@ -56,6 +56,7 @@ __all__ = [
     "UnknownBackend",
     "UnsupportedOperator",
     "did_you_mean",
+    "update_or_remove",
 ]
 
 
@@ -88,7 +89,17 @@ class DeviceClosed(DeviceError):
 
 
 class PluginError(PackhorseError):
-    """Something about a plugin package, as opposed to the device it drives."""
+    """Something about a plugin package, as opposed to the device it drives.
+
+    Attributes
+    ----------
+    reason, fix : str
+        What happened, and the sentence that says how to mend it; the message is both.
+    """
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        self.reason, self.fix = reason, fix
+        super().__init__(f"{reason}. {fix}" if fix else reason)
 
 
 class PluginLoadError(PluginError):
@@ -106,8 +117,8 @@ class PluginLoadError(PluginError):
         self.name, self.dist, self.version, self.cause = name, dist, version, cause
         super().__init__(
             f"plugin '{name}' of {dist} {version} could not be loaded: "
-            f"{type(cause).__name__}: {cause}. "
-            f"Update or remove it: pip install -U {dist} | pip uninstall {dist}"
+            f"{type(cause).__name__}: {cause}",
+            update_or_remove(dist),
         )
 
 
@@ -172,6 +183,11 @@ class FunctionNotFound(PackhorseError, LookupError):
 
 class FunctionExists(PackhorseError, ValueError):
     """A global function of that name is registered already and ``override=True`` was not given."""
+
+
+def update_or_remove(dist: str) -> str:
+    """How to mend a plugin that is broken, as :class:`PluginError` says it."""
+    return f"Update or remove it: pip install -U {dist} | pip uninstall {dist}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -358,13 +358,24 @@ def get_global_func(name: str, allow_missing: bool = False) -> PackedFunction | 
         There is none, and ``allow_missing`` is False (else None is returned).
     """
     found = _registry.get(name)
+    if found is None:
+        _ask_plugins()
+        found = _registry.get(name)
     if found is None and not allow_missing:
         raise FunctionNotFound(_missing(name))
     return found
 
 
+def _ask_plugins() -> None:
+    """Register the functions of plugins; those loaded since the last time are asked."""
+    from packhorse.plugin import default_manager
+
+    default_manager().extend("packhorse_functions", lambda offer: register_func(*offer))
+
+
 def list_global_func_names() -> list[str]:
-    """Names of all global functions, sorted."""
+    """Names of all global functions, those of plugins included, sorted."""
+    _ask_plugins()
     with _registry_lock:
         return sorted(_registry)
 

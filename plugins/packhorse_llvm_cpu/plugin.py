@@ -59,7 +59,8 @@ class LlvmCpuBackend:
         from packhorse_llvm_cpu.target import llvm_module
 
         version = ".".join(map(str, llvm_module().llvm_version_info))
-        yield DeviceInfo(INFO.name, 0, host_name(), total_memory(), driver=f"LLVM {version}")
+        name, memory = host_name(), total_memory()
+        yield DeviceInfo(INFO.name, 0, name, memory, driver=f"LLVM {version}", kind="cpu")
 
 
 @hookimpl

@@ -14,6 +14,7 @@ from packhorse.errors import (
     MissingExtra,
     PackhorseError,
 )
+from packhorse.plugin.info import Kind
 
 __all__ = ["opencl", "opencl_devices", "refused", "typed_errors"]
 
@@ -64,6 +65,24 @@ def opencl_devices() -> list[Any]:
         names = ", ".join(p.name for p in platforms) or "none"
         raise DeviceUnavailable(f"opencl: no device was found; platforms: {names}. {_FIX}")
     return sorted(found, key=lambda d: not d.type & cl.device_type.GPU)
+
+
+def code(error: Exception) -> int:
+    """The number of an error of OpenCL; 0 for errors that have none."""
+    return int(getattr(error, "code", 0))
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether giving memory back could help."""
+    return isinstance(error, MemoryError) or code(error) in _MEMORY
+
+
+def device_kind(handle: Any) -> Kind:
+    """What an OpenCL device is: PoCL and Intel's runtime offer the processor too."""
+    types = opencl().device_type
+    if handle.type & types.GPU:
+        return "gpu"
+    return "cpu" if handle.type & types.CPU else "accelerator"
 
 
 def refused(error: Exception, what: str, name: str) -> PackhorseError:

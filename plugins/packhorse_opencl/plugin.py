@@ -44,7 +44,7 @@ class OpenClBackend:
     def probe(self) -> Iterator[DeviceInfo]:
         """Every device of every platform; one row that says why when there is none."""
         from packhorse.errors import DeviceUnavailable
-        from packhorse_opencl.driver import opencl_devices
+        from packhorse_opencl.driver import device_kind, opencl_devices
 
         try:
             found = opencl_devices()
@@ -55,7 +55,7 @@ class OpenClBackend:
         for i, handle in enumerate(found):
             driver = f"{handle.platform.name} {handle.driver_version}"
             name, memory = handle.name.strip(), int(handle.global_mem_size)
-            yield DeviceInfo(INFO.name, i, name, memory, driver=driver)
+            yield DeviceInfo(INFO.name, i, name, memory, driver=driver, kind=device_kind(handle))
 
 
 @hookimpl

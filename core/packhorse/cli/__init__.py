@@ -105,11 +105,8 @@ def _plugin_commands() -> _PluginCommands:
     from packhorse.plugin import default_manager
 
     commands = _PluginCommands()
-    try:
-        default_manager().collect("packhorse_cli")(commands=commands)
-    except Exception as error:
-        # The commands added so far and our own still work; say which did not and go on.
-        fail(f"a plugin could not add its commands: {type(error).__name__}: {error}")
+    # A plugin that fails is logged; the commands of the others, and our own, still work.
+    default_manager().ask("packhorse_cli", commands=commands)
     return commands
 
 

@@ -1,7 +1,8 @@
 """Operators by family: shape rule, NumPy reference and, where there are loops, the lowering.
 
 Importing this package fills the table of :mod:`packhorse.ops.registry`. Operators are added to a
-family module (or to a new one, named in :data:`FAMILIES`) and nowhere else.
+family module (or to a new one, named in :data:`FAMILIES`) and nowhere else. Plugins add theirs
+through the hook ``packhorse_operators``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from packhorse.ops.registry import (
     Inference,
     NotStatic,
     Operator,
+    define,
     find,
     get,
     names,
@@ -24,6 +26,7 @@ __all__ = [
     "Inference",
     "NotStatic",
     "Operator",
+    "define",
     "find",
     "get",
     "names",
@@ -51,6 +54,7 @@ FAMILIES = (
     "norm",
     "recurrent",
     "resize",
+    "sample",
     "quant",
 )
 """Modules of this package that register operators when imported."""

@@ -14,7 +14,7 @@ from packhorse.errors import ModelError
 from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Expr
 from packhorse.kernel.lowering import Lazy, Lowering, lazy
-from packhorse.ops.registry import Inference, InferRule, operator
+from packhorse.ops.registry import Inference, InferRule, Operator, add, define
 from packhorse.ops.rules import Array, broadcast, compiled, labelled, literal, same_dtype
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Map",
     "broadcasting",
     "check_kinds",
+    "define_map",
     "expand",
     "register",
 ]
@@ -154,7 +155,13 @@ def _plain(row: Map) -> Map:
     return replace(row, reference=lambda *inputs: function(*inputs))
 
 
+def define_map(row: Map, domain: str = "") -> Operator:
+    """The operator of a row; the table does not know it yet."""
+    row = _plain(row)
+    return define(row.name, _reference(row), infer=_rule(row), lower=_lowering(row), domain=domain)
+
+
 def register(rows: Sequence[Map]) -> None:
     """Put every row into the operator table."""
-    for row in map(_plain, rows):
-        operator(row.name, infer=_rule(row), lower=_lowering(row))(_reference(row))
+    for row in rows:
+        add(define_map(row))

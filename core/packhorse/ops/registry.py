@@ -23,11 +23,14 @@ import numpy as np
 from packhorse.errors import ModelError, UnsupportedOperator, did_you_mean
 from packhorse.graph.ir import Node, TensorType
 from packhorse.kernel.lowering import Lowered, Lowering
+from packhorse.plugin import default_manager
 
 __all__ = [
     "Inference",
     "NotStatic",
     "Operator",
+    "add",
+    "define",
     "find",
     "get",
     "names",
@@ -132,29 +135,61 @@ _KEYWORDS: dict[Reference, frozenset[str]] = {}
 _OPERATORS: dict[tuple[str, str], Operator] = {}
 
 
+def define(
+    name: str,
+    reference: Reference,
+    *,
+    infer: InferRule,
+    lower: LowerRule | None = None,
+    domain: str = "",
+) -> Operator:
+    """An operator from its functions; the table does not know it yet.
+
+    Plugins return such from the hook ``packhorse_operators``.
+    """
+    parameters = inspect.signature(reference).parameters.values()
+    defaults = {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+    return Operator(name, domain, infer, reference, lower, defaults)
+
+
+def add(found: Operator) -> None:
+    """Put an operator into the table; ValueError when its name is taken."""
+    if _OPERATORS.setdefault((found.domain, found.name), found) is not found:
+        raise ValueError(f"operator '{found.domain}::{found.name}' is registered already")
+
+
 def operator(
     name: str, *, infer: InferRule, lower: LowerRule | None = None, domain: str = ""
 ) -> Callable[[Reference], Reference]:
     """Register the decorated NumPy reference as an operator of the IR (ai.onnx opset 21)."""
 
     def register(reference: Reference) -> Reference:
-        parameters = inspect.signature(reference).parameters.values()
-        defaults = {
-            p.name: p.default
-            for p in parameters
-            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
-        }
-        if (domain, name) in _OPERATORS:
-            raise ValueError(f"operator {domain}:{name} is registered twice")
-        _OPERATORS[domain, name] = Operator(name, domain, infer, reference, lower, defaults)
+        add(define(name, reference, infer=infer, lower=lower, domain=domain))
         return reference
 
     return register
 
 
+def _ask_plugins() -> None:
+    default_manager().extend("packhorse_operators", _add_offered)
+
+
+def _add_offered(found: object) -> None:
+    if not isinstance(found, Operator):
+        raise TypeError(f"it gave {type(found).__name__}, not packhorse.ops.Operator")
+    add(found)
+
+
 def find(node: Node) -> Operator | None:
-    """The operator of a node, or None when packhorse does not know it."""
-    return _OPERATORS.get((node.domain, node.op))
+    """The operator of a node, or None when neither packhorse nor a plugin knows it."""
+    key = node.domain, node.op
+    if key not in _OPERATORS:
+        _ask_plugins()
+    return _OPERATORS.get(key)
 
 
 def get(node: Node) -> Operator:
@@ -177,7 +212,8 @@ def get(node: Node) -> Operator:
 
 
 def names() -> list[str]:
-    """All operator names, domain-qualified where not ai.onnx."""
+    """All operator names, those of plugins included, domain-qualified where not ai.onnx."""
+    _ask_plugins()
     return sorted(f"{d}::{n}" if d else n for d, n in _OPERATORS)
 
 

@@ -13,9 +13,16 @@ from packhorse._version import __version__
 from packhorse.errors import MissingExtra, PluginTooNew, PluginTooOld
 from packhorse.plugin import spec
 from packhorse.plugin.entries import Entry
-from packhorse.plugin.info import API, BackendInfo, FrontendInfo
+from packhorse.plugin.info import API, BackendInfo, FrontendInfo, OptionSpec
 
-__all__ = ["REQUIRED", "check_api", "check_hooks", "check_packages", "missing_package"]
+__all__ = [
+    "REQUIRED",
+    "check_api",
+    "check_hooks",
+    "check_info",
+    "check_packages",
+    "missing_package",
+]
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "packhorse.backends": ("packhorse_backend_info", "packhorse_open_backend"),
@@ -58,6 +65,11 @@ def check_hooks(entry: Entry, plugin: object) -> None:
             there = hasattr(plugin, hook)
             marked = " (it is there, but not marked with @hookimpl)" if there else ""
             raise AttributeError(f"{entry.value} has no hook {hook}{marked}")
+    if not scratch.get_hookcallers(plugin):
+        raise AttributeError(
+            f"{entry.value} has no hook of packhorse; a function is one when it is marked with "
+            "@hookimpl"
+        )
 
 
 def check_api(entry: Entry, info: object) -> None:
@@ -77,12 +89,36 @@ def check_api(entry: Entry, info: object) -> None:
         raise TypeError(f"its api is {api!r}, expected a pair such as {API}") from None
     text = (
         f"plugin '{entry.name}' of {entry.dist} {entry.version} was written for plugin API "
-        f"{major}.{minor}; packhorse {__version__} offers {API[0]}.{API[1]}. "
+        f"{major}.{minor}; packhorse {__version__} offers {API[0]}.{API[1]}"
     )
     if (major, minor) > API:
-        raise PluginTooNew(f"{text}Update packhorse: pip install -U packhorse")
+        raise PluginTooNew(text, "Update packhorse: pip install -U packhorse")
     if major != API[0]:
-        raise PluginTooOld(f"{text}Update the plugin: pip install -U {entry.dist}")
+        raise PluginTooOld(text, f"Update the plugin: pip install -U {entry.dist}")
+
+
+def check_info(info: BackendInfo | FrontendInfo) -> None:
+    """Refuse a description that would fail later, far from the plugin that made it.
+
+    Raises
+    ------
+    TypeError
+        Names the field, what it holds and what it should.
+    """
+    for key in ("aliases", "requires", "suffixes"):
+        value = getattr(info, key, ())
+        words = isinstance(value, (tuple, list)) and all(isinstance(word, str) for word in value)
+        if not words:  # a bare str is a sequence of its letters
+            raise TypeError(f"its {key} is {value!r}, expected a tuple of str")
+    for key in ("priority", "dlpack_type"):
+        if not isinstance(getattr(info, key, 0), int):
+            raise TypeError(f"its {key} is {getattr(info, key)!r}, expected an int")
+    options = getattr(info, "options", {})
+    sound = isinstance(options, Mapping) and all(
+        isinstance(spec, OptionSpec) for spec in options.values()
+    )
+    if not sound:
+        raise TypeError(f"its options are {options!r}, expected a mapping of str to OptionSpec")
 
 
 def missing_package(info: BackendInfo | FrontendInfo) -> str | None:
@@ -91,7 +127,7 @@ def missing_package(info: BackendInfo | FrontendInfo) -> str | None:
         try:
             if importlib.util.find_spec(module) is None:
                 return module
-        except (ImportError, ValueError):  # the parent package is missing, or half imported
+        except Exception:  # its parent package is missing, or fails when it is imported
             return module
     return None
 

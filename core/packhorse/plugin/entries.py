@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
+from packhorse._device_string import is_backend_word
 from packhorse._version import __version__
+from packhorse.errors import PluginError, did_you_mean, update_or_remove
 
-__all__ = ["BUILTINS", "GROUPS", "KNOWN", "Entry", "Known", "Selection", "installed"]
+__all__ = [
+    "BUILTINS",
+    "GROUPS",
+    "KNOWN",
+    "Entry",
+    "Known",
+    "Selection",
+    "installed",
+    "normalized",
+    "unknown",
+]
 
 GROUPS = ("packhorse.backends", "packhorse.frontends", "packhorse.formats", "packhorse.plugins")
 """Entry-point groups; the last one is loaded eagerly, the others name by name."""
@@ -18,13 +33,22 @@ GROUPS = ("packhorse.backends", "packhorse.frontends", "packhorse.formats", "pac
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry point: ``name`` in ``group`` leads to the object ``value`` of a distribution."""
+    """One entry point: ``name`` in ``group`` leads to the object ``value`` of a distribution.
+
+    ``problem`` says why it cannot be used, where that is seen without importing anything.
+    """
 
     group: str
     name: str
     value: str
     dist: str = "packhorse"
     version: str = __version__
+    problem: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """True for what packhorse itself installs: no other package may take these names."""
+        return normalized(self.dist) == "packhorse"
 
     def load(self) -> object:
         """Import the object; raises whatever the plugin raises."""
@@ -35,7 +59,7 @@ class Entry:
         return found
 
 
-BUILTINS: tuple[Entry, ...] = (Entry("packhorse.backends", "cpu", "packhorse.cpu"),)
+BUILTINS: tuple[Entry, ...] = (Entry("packhorse.backends", "cpu", "packhorse.cpu_plugin"),)
 """Plugins that come without an entry point; from here on they are treated like the others."""
 
 
@@ -93,36 +117,156 @@ def normalized(dist: str) -> str:
     return re.sub(r"[-_.]+", "-", dist).lower()
 
 
-def installed() -> list[Entry]:
-    """All entry points of :data:`GROUPS`; a distribution with damaged metadata is left out.
+class _Metadata(Protocol):
+    """The metadata folder of a distribution, on disk or in a zip file."""
 
-    Of a distribution found twice on ``sys.path`` the first counts, as for imports.
+    @property
+    def name(self) -> str: ...
+    def joinpath(self, name: str, /) -> _Metadata: ...
+    def read_bytes(self) -> bytes: ...
+
+
+def installed() -> list[Entry]:
+    """All entry points of :data:`GROUPS`, those with damaged metadata included.
+
+    Of a distribution found twice on ``sys.path`` the first counts, as for imports. The folders
+    are read here: ``importlib.metadata`` brings an e-mail parser, 15 ms for every process.
     """
     entries: list[Entry] = []
     seen: set[str] = set()
-    for dist in importlib.metadata.distributions():
+    for folder in _metadata_folders():
         try:
-            text = dist.read_text("entry_points.txt") or ""
-            if "packhorse." not in text:
-                continue
-            fields = dist.metadata  # its typed protocol has no get()
-            name = fields["Name"] if "Name" in fields else ""  # noqa: SIM401
-            if not name:
-                continue
-            if normalized(name) not in seen:
-                seen.add(normalized(name))
-                entries.extend(_parsed(text, name, str(dist.version)))
-        except (OSError, UnicodeDecodeError, KeyError):
-            continue  # not ours to mend: pip check reports it, and the others must go on working
+            data = folder.joinpath("entry_points.txt").read_bytes()
+        except OSError:
+            continue  # most have none; what cannot be read cannot be said to be a plugin
+        if b"packhorse." not in data:
+            continue
+        dist, version = _identity(folder)
+        if normalized(dist) not in seen:
+            seen.add(normalized(dist))
+            entries.extend(_parsed(data, dist, version))
     return entries
 
 
-def _parsed(text: str, dist: str, version: str) -> Iterator[Entry]:
+def _metadata_folders() -> Iterator[_Metadata]:
+    for place in dict.fromkeys(path or os.curdir for path in sys.path):
+        root, names = _listed(place)
+        for name in names:
+            # "~": what an interrupted pip left behind
+            if name.endswith((".dist-info", ".egg-info")) and not name.startswith("~"):
+                yield root.joinpath(name)
+
+
+def _listed(place: str) -> tuple[_Metadata, list[str]]:
+    """A folder, or a zip file, and the names in it."""
+    try:
+        return Path(place), os.listdir(place)
+    except NotADirectoryError:
+        import zipfile  # rare, and slow to import
+
+        if zipfile.is_zipfile(place):
+            archive = zipfile.ZipFile(place)
+            return zipfile.Path(archive), sorted({n.split("/")[0] for n in archive.namelist()})
+    except OSError:  # sys.path may name what is not there
+        pass
+    return Path(place), []
+
+
+def _identity(folder: _Metadata) -> tuple[str, str]:
+    """Name and version of a distribution; from the folder's name where its metadata is damaged."""
+    fields: dict[str, str] = {}
+    for file in ("METADATA", "PKG-INFO"):
+        try:
+            head, _, _ = (
+                folder.joinpath(file).read_bytes().decode(errors="replace").partition("\n\n")
+            )
+        except OSError:
+            continue
+        for line in head.splitlines():
+            key, colon, value = line.partition(":")
+            if colon:
+                fields.setdefault(key.strip().lower(), value.strip())
+    name, _, version = folder.name.rpartition(".")[0].partition("-")
+    return fields.get("name") or name, fields.get("version") or version or "of unknown version"
+
+
+def _parsed(data: bytes, dist: str, version: str) -> Iterator[Entry]:
     group = ""
-    for line in map(str.strip, text.splitlines()):
+    for line in map(str.strip, data.decode(errors="replace").splitlines()):
         if line.startswith("[") and line.endswith("]"):
             group = line[1:-1].strip()
-        elif group in GROUPS and "=" in line and not line.startswith(("#", ";")):
+        elif group in GROUPS and line and not line.startswith(("#", ";")):
             name, _, value = line.partition("=")
             # extras after the object ("module:attr [extra]") are deprecated and carry no meaning
-            yield Entry(group, name.strip().lower(), value.partition("[")[0].strip(), dist, version)
+            name, value = name.strip().lower(), value.partition("[")[0].strip()
+            yield Entry(group, name, value, dist, version, _problem(group, name, value, line))
+
+
+def _problem(group: str, name: str, value: str, line: str) -> str:
+    if not name or not value or "\ufffd" in line:
+        return f"its entry_points.txt is damaged: {line[:80]!r} is not 'name = module'"
+    if group == "packhorse.backends" and not is_backend_word(name):
+        return (
+            f"'{name}' can be no backend in a device string: that is a letter, then letters and "
+            "digits, joined by '-'"
+        )
+    return ""
+
+
+def sort_entries(
+    entries: Iterable[Entry], selection: Selection
+) -> tuple[dict[tuple[str, str], list[Entry]], list[Entry], dict[tuple[str, str], str]]:
+    """Entries by (group, name), those with a problem, and the settings that switch some off."""
+    allowed: list[Entry] = []
+    named: dict[tuple[str, str], list[Entry]] = {}
+    unusable: list[Entry] = []
+    refused: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        if reason := selection.refusal(entry, entry in BUILTINS):
+            refused[entry.group, entry.name] = reason
+        else:
+            allowed.append(entry)
+    ours = {(entry.group, entry.name) for entry in allowed if entry.is_ours}
+    for entry in allowed:
+        key = entry.group, entry.name
+        if key in ours and not entry.is_ours:
+            text = f"it offers '{entry.name}', which is a name of packhorse itself"
+            entry = replace(entry, problem=text)
+        if entry.problem:
+            unusable.append(entry)
+        else:
+            named.setdefault(key, []).append(entry)
+    return named, unusable, refused
+
+
+def damaged(unusable: Iterable[Entry], group: str) -> dict[str, PluginError]:
+    """One error for each package with entries of a group that have a problem."""
+    found: dict[str, list[Entry]] = {}
+    for entry in unusable:
+        if entry.group == group:
+            found.setdefault(normalized(entry.dist), []).append(entry)
+    return {
+        name: PluginError(
+            f"{entries[0].dist} {entries[0].version}: {'; '.join(e.problem for e in entries)}",
+            update_or_remove(entries[0].dist),
+        )
+        for name, entries in found.items()
+    }
+
+
+def unknown(group: str, name: str, names: Sequence[str], switch: str = "") -> str:
+    """What is said of a name that no plugin offers.
+
+    ``names`` are those installed; ``switch`` is the setting that switches this one off.
+    """
+    known = [word for found, word in KNOWN if found == group]
+    hint = did_you_mean(name, [*names, *known])
+    kind = group.partition(".")[2].removesuffix("s")
+    text = f"no {kind} '{name}'{hint}. Installed: {', '.join(names) or 'none'}. "
+    absent = [w for w in known if w not in names and (w == name or f"'{w}'" in hint)]
+    if switch:
+        return f"{text}'{name}' is installed, but {switch} switches it off"
+    if absent:
+        extra = KNOWN[group, absent[0]].extra
+        return f"{text}'{absent[0]}' comes with: pip install 'packhorse[{extra}]'"
+    return f"{text}Other packages may offer it as an entry point of the group '{group}'"

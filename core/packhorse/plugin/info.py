@@ -18,6 +18,7 @@ __all__ = [
     "BackendInfo",
     "DeviceInfo",
     "FrontendInfo",
+    "Kind",
     "OptionSpec",
     "PluginContext",
     "Status",
@@ -30,6 +31,9 @@ Status: TypeAlias = Literal[
     "ok", "not probed", "not installed", "no driver", "no device", "denied", "error"
 ]
 """What is known of a device; ``not probed``: the plugin is there, nobody asked its driver."""
+
+Kind: TypeAlias = Literal["", "cpu", "gpu", "accelerator"]
+"""What a device is; empty when its driver was not asked, or does not say."""
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -165,6 +169,9 @@ class DeviceInfo:
         Why it is not ok, and what to do about it.
     driver : str
         Version of the driver, where there is one.
+    kind : Kind
+        What computes: ``cpu``, ``gpu`` or ``accelerator`` (anything else); empty while unknown.
+        ``auto:gpu`` passes over a driver's devices of kind ``cpu``.
     """
 
     backend: str
@@ -175,12 +182,18 @@ class DeviceInfo:
     reason: str = ""
     fix: str = ""
     driver: str = ""
+    kind: Kind = ""
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
             raise ValueError(
                 f"status '{self.status}' of {self.backend}:{self.index} is unknown; "
                 f"it is one of {', '.join(get_args(Status))}"
+            )
+        if self.kind not in get_args(Kind):
+            raise ValueError(
+                f"kind '{self.kind}' of {self.backend}:{self.index} is unknown; it is one of "
+                f"{', '.join(filter(None, get_args(Kind)))}, or empty"
             )
 
     @property

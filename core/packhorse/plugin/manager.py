@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -19,18 +19,26 @@ from packhorse.errors import (
     PluginError,
     PluginLoadError,
     UnknownBackend,
-    did_you_mean,
+    update_or_remove,
 )
 from packhorse.plugin.checks import (
     REQUIRED,
     check_api,
     check_hooks,
+    check_info,
     check_packages,
     new_pluggy,
     trace_call,
     trace_result,
 )
-from packhorse.plugin.entries import BUILTINS, KNOWN, Entry, Selection, installed
+from packhorse.plugin.entries import (
+    BUILTINS,
+    Entry,
+    Selection,
+    installed,
+    sort_entries,
+    unknown,
+)
 from packhorse.plugin.frontend import Frontend, choose_frontend
 from packhorse.plugin.info import BackendInfo, FrontendInfo, PluginContext
 
@@ -79,16 +87,13 @@ class PluginManager:
         self.lock = threading.RLock()
         self._plugins: dict[tuple[str, str], object] = {}
         self._failures: dict[tuple[str, str], PackhorseError] = {}
+        self._complaints: dict[tuple[str, str], PackhorseError] = {}
+        self._asked: set[tuple[str, int]] = set()
         self._infos: dict[tuple[str, str], BackendInfo | FrontendInfo] = {}
         self._backends: dict[str, Backend] = {}
         self._eager = False
-        self._entries: dict[tuple[str, str], list[Entry]] = {}
-        self.refused: dict[tuple[str, str], str] = {}
-        for entry in [*BUILTINS, *installed()] if entries is None else entries:
-            if reason := self.selection.refusal(entry, entry in BUILTINS):
-                self.refused[entry.group, entry.name] = reason
-            else:
-                self._entries.setdefault((entry.group, entry.name), []).append(entry)
+        found = [*BUILTINS, *installed()] if entries is None else entries
+        self._entries, self.unusable, self.refused = sort_entries(found, self.selection)
         self._pluggy = new_pluggy()
         if _config.flag("PACKHORSE_TRACE_PLUGINS") if trace is None else trace:
             self._pluggy.add_hookcall_monitoring(trace_call, trace_result)
@@ -113,9 +118,9 @@ class PluginManager:
         if len(found) > 1:
             dists = " and ".join(f"{e.dist} {e.version}" for e in found)
             raise PluginError(
-                f"'{name}' in {group} is offered by {dists}, and only one of them may be. "
+                f"'{name}' in {group} is offered by {dists}, and only one of them may be",
                 f"Remove one (pip uninstall {found[-1].dist}) or switch it off: "
-                f"PACKHORSE_DISABLE={found[-1].dist}"
+                f"PACKHORSE_DISABLE={found[-1].dist}",
             )
         return found[0]
 
@@ -180,19 +185,61 @@ class PluginManager:
         others = [other for other in named.values() if other is not plugin]
         return self._pluggy.subset_hook_caller(hook, others)
 
-    def collect(self, hook: str) -> Any:
-        """Caller of a hook of all plugins loaded so far, eager ones included."""
+    def ask(self, hook: str, *, once: bool = False, **arguments: Any) -> list[tuple[Entry, Any]]:
+        """What every plugin loaded so far gives, eager ones included, each asked by itself.
+
+        A hook that fails is logged, and stands among :meth:`failures`; the others are asked all
+        the same. With ``once`` plugins that were asked before are left out.
+        """
+        found = []
         with self.lock:
             self._load_eager()
-        return getattr(self._pluggy.hook, hook)
+            for key, plugin in list(self._plugins.items()):
+                if once:
+                    if (hook, id(plugin)) in self._asked:
+                        continue
+                    self._asked.add((hook, id(plugin)))  # first: hooks may look something up
+                others = [other for other in self._pluggy.get_plugins() if other is not plugin]
+                entry = self.entry(*key)
+                try:
+                    results = self._pluggy.subset_hook_caller(hook, others)(**arguments)
+                except (Exception, SystemExit) as error:
+                    self.complain(entry, hook, error)
+                else:
+                    found += [(entry, result) for result in results]
+        return found
+
+    def extend(self, hook: str, accept: Callable[[Any], object]) -> None:
+        """Pass on what plugins add through a hook: pairs of a mapping, or the items of a list.
+
+        Every plugin is asked once, when it has been loaded. What ``accept`` refuses is logged,
+        and stands among :meth:`failures`; the plugin's other items are none the worse.
+        """
+        with self.lock:  # another thread that misses the same name waits until it is there
+            for entry, offer in self.ask(hook, once=True):
+                for item in offer.items() if isinstance(offer, Mapping) else _listed(offer):
+                    try:
+                        accept(item)
+                    except Exception as error:
+                        self.complain(entry, hook, error)
+
+    def complain(self, entry: Entry, hook: str, error: BaseException) -> None:
+        """Log and remember what is wrong with something a plugin adds; it can be used otherwise."""
+        text = str(error) if isinstance(error, PackhorseError) else repr(error)
+        found = PluginError(
+            f"plugin '{entry.name}' of {entry.dist} {entry.version}: {hook}: {text}",
+            update_or_remove(entry.dist),
+        )
+        self._complaints[entry.group, entry.name] = found
+        _log.warning("%s", found)
 
     def is_builtin(self, group: str, name: str) -> bool:
         """True for the plugins of packhorse's core."""
         return self.entry(group, name) in BUILTINS
 
     def failures(self) -> dict[tuple[str, str], PackhorseError]:
-        """What went wrong so far: (group, name) -> error."""
-        return dict(self._failures)
+        """What went wrong so far, with whole plugins or with what they add: (group, name)."""
+        return self._complaints | self._failures
 
     # -- backends ----------------------------------------------------------------------------
 
@@ -313,6 +360,7 @@ class PluginManager:
                 if not isinstance(info, kind):
                     raise TypeError(f"{hook} returned {type(info).__name__}, not {kind.__name__}")
                 check_api(entry, info)
+                check_info(info)
                 if info.name != name:
                     raise ValueError(f"{hook} says '{info.name}', its entry point says '{name}'")
             except (Exception, SystemExit) as error:
@@ -321,24 +369,15 @@ class PluginManager:
             return info
 
     def _unknown(self, group: str, name: str) -> PackhorseError:
-        names = self.names(group)
-        known = [word for found, word in KNOWN if found == group]
-        kind = group.partition(".")[2].removesuffix("s")
-        hint = did_you_mean(name, [*names, *known])
-        text = f"no {kind} '{name}'{hint}. Installed: {', '.join(names) or 'none'}. "
-        absent = [
-            word for word in known if word not in names and (word == name or f"'{word}'" in hint)
-        ]
-        if (group, name) in self.refused:
-            text += f"'{name}' is installed, but {self.refused[group, name]} switches it off"
-        elif absent:
-            extra = KNOWN[group, absent[0]].extra
-            text += f"'{absent[0]}' comes with: pip install 'packhorse[{extra}]'"
-        else:
-            text += f"Other packages may offer it as an entry point of the group '{group}'"
+        text = unknown(group, name, self.names(group), self.refused.get((group, name), ""))
         if group == BACKENDS:
             return UnknownBackend(text)
         return ModelError(text) if group == FRONTENDS else PluginError(text)
+
+
+def _listed(offer: object) -> list[Any]:
+    """The items of an iterable; one item that says what came instead, where it is none."""
+    return list(offer) if isinstance(offer, Iterable) else [offer]
 
 
 @functools.cache

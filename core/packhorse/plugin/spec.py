@@ -18,9 +18,9 @@ import pluggy
 if TYPE_CHECKING:  # annotations only: plugin lies below the modules named here
     import argparse
 
-    from packhorse.device import Backend, Device
+    from packhorse.artifact import Artifact
+    from packhorse.device import Backend
     from packhorse.graph.ir import Graph
-    from packhorse.module import Module
     from packhorse.ops.registry import Operator
     from packhorse.plugin.info import BackendInfo, DeviceInfo, FrontendInfo, PluginContext
 
@@ -118,35 +118,59 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def packhorse_load_artifact(self, path: Path, head: bytes, device: Device) -> Module | None:
-        """Load a compiled artifact. Group ``packhorse.formats``.
+    def packhorse_load_artifact(self, path: Path, head: bytes) -> Artifact | None:
+        """Read a compiled model. Group ``packhorse.formats``.
 
-        ``head`` holds the first 64 bytes of the file. Return None when it is of another format.
+        ``packhorse.load`` asks when no frontend reads files with that suffix, the plugin whose
+        entry point is named like the suffix first; ``load(path, format=name)`` asks one alone.
 
-        Reserved: the signature is settled, packhorse does not ask yet.
+        Parameters
+        ----------
+        path : Path
+            A file that can be read.
+        head : bytes
+            Its first 64 bytes (:data:`packhorse.plugin.formats.HEAD`), to tell the format.
+
+        Returns
+        -------
+        Artifact or None
+            None when the file is of another format.
+
+        Raises
+        ------
+        ArtifactError
+            The file is of this format, but damaged.
         """
 
     @hookspec(firstresult=True)
-    def packhorse_save_artifact(self, module: Module, path: Path, fmt: str) -> Path | None:
-        """Write a module in the format ``fmt`` and return the path written, or None.
+    def packhorse_save_artifact(self, artifact: Artifact, path: Path) -> Path | None:
+        """Write a compiled model and return the path written; None when this is not offered.
 
-        Group ``packhorse.formats``.
+        Group ``packhorse.formats``. ``executable.save("x.acme")`` asks the plugin whose entry
+        point is named ``acme``. What was at ``path`` before must be kept whole on failure.
 
-        Reserved: the signature is settled, packhorse does not ask yet.
+        Raises
+        ------
+        ArtifactError
+            It cannot be written there.
         """
 
     @hookspec
     def packhorse_functions(self) -> Mapping[str, Callable[..., Any]]:
-        """Global packed functions to register; a name taken already is refused.
+        """Global packed functions, by name; a name taken already is refused.
 
-        Reserved: the signature is settled, packhorse does not ask yet.
+        Called once, when a function is looked up that is not there, or all are listed. Plugins of
+        the group ``packhorse.plugins`` are loaded for it, those of other groups are asked once
+        they have been loaded.
         """
 
     @hookspec
-    def packhorse_operators(self, backend: str) -> Iterable[Operator]:
-        """Operators the plugin adds to the IR, for the backend named.
+    def packhorse_operators(self) -> Iterable[Operator]:
+        """Operators to add: :func:`packhorse.ops.define`, :func:`packhorse.ops.maps.define_map`.
 
-        Reserved: the signature is settled, packhorse does not ask yet.
+        Called once, when a model has an operator that is not there; a name taken already is
+        refused. Group ``packhorse.plugins``: plugins of other groups are asked too, but may be
+        loaded only after the model was read.
         """
 
     @hookspec
