@@ -54,7 +54,6 @@ FAMILIES = (
     "norm",
     "recurrent",
     "resize",
-    "sample",
     "quant",
 )
 """Modules of this package that register operators when imported."""
