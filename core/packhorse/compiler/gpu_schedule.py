@@ -160,6 +160,8 @@ _TILES = (
     (16, 16, 16, 2, 2),
 )  # fmt: skip
 """Rows, columns and terms of the tiles there are, and the block of one work-item."""
+_CORE_TILES = ((4, 8, 64, 4, 8),)
+"""The same for devices whose groups are one work-item: it keeps the whole tile in registers."""
 _GROUPS = 32
 """Work-groups that a device should get at least."""
 
@@ -184,7 +186,7 @@ def _tiles(
         return None
     rest = math.prod(extents[x] for x in order if x not in (*rows, *columns))
     fitting = [
-        t for t in _TILES
+        t for t in (_CORE_TILES if target.max_group == 1 else _TILES)
         if t[0] * t[1] <= t[3] * t[4] * target.max_group
         and (t[0] + t[1]) * t[2] * 8 <= target.local_bytes
     ]  # fmt: skip
