@@ -41,7 +41,12 @@ _LIBRARIES = frozenset((".so", ".dll", ".dylib", ".dso"))
 """Single-file libraries: a graph factory or a Relax executable."""
 
 
-def load(path: str | os.PathLike[str], *, format: str | None = None) -> Model | Executable:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    device: str | Device | None = None,
+) -> Model | Executable:
     """Load a model or a compiled artifact.
 
     Parameters
@@ -51,13 +56,17 @@ def load(path: str | os.PathLike[str], *, format: str | None = None) -> Model | 
         file, or a single library that TVM or packhorse wrote (``.so``).
     format : str, optional
         Name of the frontend when the file's suffix does not tell it.
+    device : str or Device, optional
+        Where it runs when a call names no device; default: ``$PACKHORSE_DEVICE``, else the best
+        that works here, for artifacts among those that they hold code for.
 
     Returns
     -------
     Model
         For model files: compiled when called, for the device of the call.
     Executable
-        For artifacts: runs on ``cpu`` with nothing else installed.
+        For artifacts: loaded on the device now. Code of the host runs on ``cpu`` with nothing
+        else installed.
 
     Raises
     ------
@@ -65,6 +74,10 @@ def load(path: str | os.PathLike[str], *, format: str | None = None) -> Model | 
         No such file, or not a model.
     ArtifactError
         A damaged artifact.
+    DeviceError
+        The device cannot be used here, or the artifact holds no code for it.
+    CompileError
+        The device cannot run the artifact's code.
     ArgumentTypeError
         ``path`` is no path.
     MissingExtra
@@ -79,20 +92,20 @@ def load(path: str | os.PathLike[str], *, format: str | None = None) -> Model | 
             "deploy.json, or of a .packhorse file"
         )
     try:
-        return _load(where, format)
+        return _load(where, format, device)
     except (ModelError, ArtifactError) as error:
         if str(where) not in str(error):  # parsers below see bytes, people want a file name
             error.args = (f"'{where}': {error}", *error.args[1:])
         raise
 
 
-def _load(where: Path, format: str | None) -> Model | Executable:
+def _load(where: Path, format: str | None, on: str | Device | None) -> Model | Executable:
     if where.suffix == ".packhorse" or where.is_dir():
         from packhorse.artifact import load_artifact
 
-        return Executable.from_artifact(load_artifact(where))
+        return Executable.from_artifact(load_artifact(where), on)
     if format is None and where.suffix in _LIBRARIES:
-        return Executable.from_library(where)
+        return Executable.from_library(where, "cpu" if on is None else on)
     if format is None and where.suffix in _PARTS:
         raise ModelFormatError(f"'{where}' is {_PARTS[where.suffix].format(folder=where.parent)}")
     from packhorse.plugin import default_manager
@@ -101,11 +114,15 @@ def _load(where: Path, format: str | None) -> Model | Executable:
     try:
         frontend = manager.frontend(format) if format else manager.frontend_for(where)
     except ModelError as error:
-        return _of_other_format(where, format, error)
-    return Model(frontend.import_model(where, format))
+        return _of_other_format(where, format, on, error)
+    model = Model(frontend.import_model(where, format))
+    model._default = None if on is None else device(on)
+    return model
 
 
-def _of_other_format(where: Path, format: str | None, unknown: ModelError) -> Executable:
+def _of_other_format(
+    where: Path, format: str | None, on: str | Device | None, unknown: ModelError
+) -> Executable:
     """What a plugin of the group ``packhorse.formats`` reads; raises ``unknown`` if none does."""
     from packhorse.artifact import Artifact
     from packhorse.plugin import default_manager
@@ -121,7 +138,7 @@ def _of_other_format(where: Path, format: str | None, unknown: ModelError) -> Ex
             "Artifact",
             "Report it to the plugin's author",
         )
-    return Executable.from_artifact(artifact)
+    return Executable.from_artifact(artifact, on)
 
 
 class Model:
