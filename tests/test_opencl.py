@@ -7,27 +7,22 @@ import sys
 
 import numpy as np
 import pytest
-from codegen_kit import at, dense, to
 from gpu_kit import opencl
 from model_kit import linear, linear_of, value
 from opencl_kit import DEVICE, compiled, doubling
 
 import packhorse as ph
-from packhorse.compiler import lower_gpu
-from packhorse.compiler.gpu_schedule import gpu_schedule
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
     CompileError,
     DeviceClosed,
-    DeviceError,
     DeviceMemoryError,
     DeviceUnavailable,
     MissingExtra,
 )
 from packhorse.graph.device_executor import DeviceExecutor
 from packhorse.graph.ir import Graph, Node
-from packhorse.kernel import Kernel
 from packhorse.model import Model
 
 pytest.importorskip("pyopencl", reason="pyopencl is not installed (extra opencl)")

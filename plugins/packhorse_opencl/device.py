@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
 from packhorse.compiler.gpu_schedule import GpuSchedule, GpuTarget, gpu_schedule
-from packhorse.device import BackendInfo, DeviceMixin, Memory, MemoryStats, check_range
+from packhorse.device import BackendInfo, DeviceMixin, Memory, MemoryStats, check_range, check_size
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -18,15 +20,20 @@ from packhorse.errors import (
     DeviceError,
     DeviceMemoryError,
     DeviceUnavailable,
+    PackhorseError,
 )
 from packhorse.kernel import Affine, Kernel, Store, contiguous
 from packhorse.kernel.expr import Load
-from packhorse_opencl.driver import opencl, opencl_devices, typed_errors
+from packhorse_opencl.driver import opencl, opencl_devices, out_of_memory, refused, typed_errors
 from packhorse_opencl.library import KIND, ClLibrary
-from packhorse_opencl.memory import ClMemory, Pool
+from packhorse_opencl.memory import ClMemory, Pool, Uploads, rounded
 from packhorse_opencl.module import ClModule, build, read
 
 __all__ = ["OpenClDevice"]
+
+T = TypeVar("T")
+_STAGED = 1 << 20
+"""Bytes up to which an upload copies the data, so that it needs not wait for the device."""
 
 
 class OpenClDevice(DeviceMixin):
@@ -40,14 +47,26 @@ class OpenClDevice(DeviceMixin):
                 f"{info.name}:{index} does not exist; there are {len(found)}: {listed}"
             )
         self.cl, self.handle = opencl(), found[index]
-        self._target = _target(self.handle)
+        self._target = _target(self.handle, options.get("max_group"))
+        self._total = int(self.handle.global_mem_size)
+        self._most = int(self.handle.max_mem_alloc_size)
         super().__init__(info, index, options)
         with typed_errors("open a context", self.name):
             self.context = self.cl.Context([self.handle])
-            properties = self.cl.command_queue_properties.PROFILING_ENABLE
-            self.queue = self.cl.CommandQueue(self.context, self.handle, properties)
-        self._pool = Pool(_creator(self.cl, self.context))
+            self.queue = self.cl.CommandQueue(self.context, self.handle)
+        self._pool, self._uploads = Pool(_creator(self.cl, self.context)), Uploads()
+        self._errors = (self.cl.Error, MemoryError)
+        self._lost = ""
         self._modules: weakref.WeakSet[ClModule] = weakref.WeakSet()
+
+    @cached_property
+    def timing_queue(self) -> Any:
+        """A queue whose events know when they ran. Keeping time makes every call 4 to 8 %
+        dearer, so :attr:`queue` does not."""
+        properties = self.cl.command_queue_properties.PROFILING_ENABLE
+        return self.drive(
+            "make a queue", lambda: self.cl.CommandQueue(self.context, self.handle, properties)
+        )
 
     @property
     def target(self) -> GpuTarget:
@@ -67,28 +86,35 @@ class OpenClDevice(DeviceMixin):
             The device has not enough.
         """
         self.require_open()
-        if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
-            raise ArgumentTypeError(f"nbytes must be an int, not {type(nbytes).__name__}")
-        if nbytes < 0:
-            raise ArgumentValueError(f"nbytes must not be negative, got {nbytes}")
-        total, most = self.handle.global_mem_size, self.handle.max_mem_alloc_size
-        if nbytes > most or self._pool.used + nbytes > total:
+        nbytes = check_size(nbytes)
+        pool, size = self._pool, rounded(nbytes)
+        if size > self._most or pool.used + size > self._total:
             raise DeviceMemoryError(
-                f"{self.name}: could not allocate {nbytes} bytes ({self._pool.used} in use here, "
-                f"the device has {total}, at most {most} in one block). Close tensors or "
-                "executables, or use smaller inputs"
+                f"{self.name}: could not allocate {nbytes} bytes ({pool.used} in use here, "
+                f"the device has {self._total}, at most {self._most} in one block). Close tensors "
+                "or executables, or use smaller inputs"
             )
-        with typed_errors(f"allocate {nbytes} bytes", self.name):
-            return ClMemory(self._pool, int(nbytes))
+        if pool.used + pool.cached + size > self._total:
+            pool.trim()
+        return self.drive(f"allocate {nbytes} bytes", lambda: ClMemory(pool, nbytes))
 
     def copy_from_host(self, memory: Memory, data: np.ndarray[Any, Any], offset: int = 0) -> None:
         """Copy a C-contiguous array to ``offset`` bytes into the block."""
         self.require_open()
         check_range(memory, data, offset)
-        if data.nbytes:
-            raw = data.reshape(-1).view(np.uint8)
-            with typed_errors(f"copy {data.nbytes} bytes", self.name):
-                self.cl.enqueue_copy(self.queue, own(memory), raw, dst_offset=offset)
+        if not data.nbytes:
+            return
+        raw = data.reshape(-1).view(np.uint8)
+        wait = raw.nbytes > _STAGED
+        event = self.drive(
+            f"copy {raw.nbytes} bytes to it",
+            lambda: self.cl.enqueue_copy(
+                self.queue, own(memory), raw if wait else raw.copy(),
+                dst_offset=offset, is_blocking=wait,
+            ),
+        )  # fmt: skip
+        if not wait:
+            self._uploads.add(event, raw.nbytes)
 
     def copy_to_host(self, memory: Memory, data: np.ndarray[Any, Any], offset: int = 0) -> None:
         """Fill a C-contiguous array from ``offset`` bytes into the block, after queued work."""
@@ -96,21 +122,45 @@ class OpenClDevice(DeviceMixin):
         check_range(memory, data, offset, fill=True)
         if data.nbytes:
             raw = data.reshape(-1).view(np.uint8)
-            with typed_errors(f"copy {data.nbytes} bytes", self.name):
-                self.cl.enqueue_copy(self.queue, raw, own(memory), src_offset=offset)
+            self.drive(
+                f"copy {raw.nbytes} bytes from it",
+                lambda: self.cl.enqueue_copy(self.queue, raw, own(memory), src_offset=offset),
+            )
+            self._uploads.clear()
+
+    def copy(self, source: Memory, target: Memory, nbytes: int) -> None:
+        """Copy between two blocks of this device, after queued work; queued, not waited for.
+
+        Raises
+        ------
+        ArgumentValueError
+            One of them has fewer bytes.
+        """
+        self.require_open()
+        if not 0 <= nbytes <= min(source.nbytes, target.nbytes):
+            raise ArgumentValueError(
+                f"{nbytes} bytes cannot be copied from a block of {source.nbytes} to one of "
+                f"{target.nbytes}"
+            )
+        if nbytes:
+            self.drive(
+                f"copy {nbytes} bytes",
+                lambda: self.cl.enqueue_copy(
+                    self.queue, own(target), own(source), byte_count=nbytes
+                ),
+            )
 
     def synchronize(self) -> None:
         """Return when everything queued has been done."""
         self.require_open()
-        with typed_errors("finish", self.name):
-            self.queue.finish()
+        self.drive("finish", self.queue.finish)
+        self._uploads.clear()
 
     def memory(self) -> MemoryStats:
         """Counters of the blocks allocated from this device; ``cached`` is kept for reuse."""
         self.require_open()
         p = self._pool
-        total = int(self.handle.global_mem_size)
-        return MemoryStats(p.used, p.peak, p.live, p.allocations, p.cached, total)
+        return MemoryStats(p.used, p.peak, p.live, p.allocations, p.cached, self._total)
 
     def trim(self) -> int:
         """Release the memory kept for reuse; returns its bytes."""
@@ -196,10 +246,80 @@ class OpenClDevice(DeviceMixin):
             raise DeviceError(f"{self.name}: [1, 2, 3] + [1, 2, 3] gave {result.tolist()}")
 
     def _release(self) -> None:
+        with suppress(*self._errors):  # who closes wants no more of it than to be rid of it
+            self.queue.finish()
+        self._free()
+
+    def _free(self) -> None:
         for module in list(self._modules):
             module.close()
-        self.queue.finish()
         self._pool.close()
+
+    # -- errors -----------------------------------------------------------------------------------
+
+    def require_open(self) -> None:
+        """Raise :class:`DeviceClosed` after :meth:`close`, :class:`DeviceUnavailable` when it was
+        lost."""
+        if self._closed and self._lost:
+            raise DeviceUnavailable(self._lost)
+        super().require_open()
+
+    def drive(self, what: str, call: Callable[[], T]) -> T:
+        """The result of a call into the driver; ``what`` completes "refused to ...".
+
+        Raises
+        ------
+        DeviceMemoryError
+            Memory ran out, also after the pool gave back what it kept.
+        DeviceUnavailable
+            The device was lost: it is closed from now on, and its name opens it anew.
+        DeviceError
+            The driver refused for another reason.
+        """
+        try:
+            return call()
+        except self._errors as error:
+            return self.rescue(error, what, call)
+
+    def rescue(self, error: Exception, what: str, call: Callable[[], T]) -> T:
+        """What :meth:`drive` does about an error of a call; a result, if a second try has one."""
+        if out_of_memory(error) and self._pool.trim():
+            try:
+                return call()
+            except self._errors as again:
+                error = again
+        raise self._failed(error, what) from error
+
+    def _failed(self, error: Exception, what: str) -> PackhorseError:
+        """The typed error; a device that answers nothing any more is marked as lost."""
+        self.require_open()  # it was closed meanwhile: that is the reason then
+        found = refused(error, what, self.name)
+        if isinstance(found, DeviceMemoryError) and out_of_memory(error):
+            return found
+        if not isinstance(found, DeviceUnavailable) and self._answers():
+            return found
+        self._lost = (
+            f"{self.name}: the device was lost when it was to {what} ({error}); what lay in its "
+            f"memory is gone. Open it again with packhorse.device('{self.name}'), then compile "
+            "or load again"
+        )
+        self._closed = True
+        self._free()
+        return DeviceUnavailable(self._lost)
+
+    def _answers(self) -> bool:
+        """Whether the context still works: drivers say OUT_OF_RESOURCES for a call that needs too
+        much, and of every call after a kernel crashed."""
+        data = np.zeros(16, np.uint8)
+        try:
+            self.queue.finish()
+            buffer = self.cl.Buffer(self.context, self.cl.mem_flags.READ_WRITE, data.nbytes)
+            self.cl.enqueue_copy(self.queue, buffer, data)
+            self.cl.enqueue_copy(self.queue, data, buffer)
+            buffer.release()
+        except self._errors as error:
+            return out_of_memory(error)
+        return True
 
 
 def own(memory: Memory) -> Any:
@@ -223,12 +343,13 @@ def _creator(cl: Any, context: Any) -> Any:
     return lambda nbytes: cl.Buffer(context, flags, nbytes)
 
 
-def _target(handle: Any) -> GpuTarget:
+def _target(handle: Any, most: int | None) -> GpuTarget:
+    limit = int(handle.max_work_group_size)
     versions = (handle.platform.version, handle.name, handle.driver_version, handle.version)
     return GpuTarget(
         dialect="opencl",
         name=" | ".join(versions),
-        max_group=int(handle.max_work_group_size),
+        max_group=min(limit, most or limit),
         local_bytes=int(handle.local_mem_size),
         float64=bool(handle.double_fp_config),
     )

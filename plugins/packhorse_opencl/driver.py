@@ -16,14 +16,19 @@ from packhorse.errors import (
 )
 from packhorse.plugin.info import Kind
 
-__all__ = ["opencl", "opencl_devices", "refused", "typed_errors"]
+__all__ = ["LOST", "opencl", "opencl_devices", "out_of_memory", "refused", "typed_errors"]
 
 _FIX = (
     "Install the driver of your GPU, or OpenCL for the CPU: pip install 'packhorse[opencl-cpu]', "
     "or on Debian: apt-get install pocl-opencl-icd"
 )
-_MEMORY = ("MEM_OBJECT_ALLOCATION_FAILURE", "OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY",
-           "INVALID_BUFFER_SIZE")  # fmt: skip
+# Numbers of cl.h. CL_OUT_OF_RESOURCES is no memory for some drivers and a dead context for
+# others: the device finds out which, by asking for something small.
+_MEMORY = frozenset({-4, -6, -61})
+"""Allocation failure of a buffer, of host memory; a buffer larger than the device takes."""
+_RESOURCES = -5
+LOST = -2
+"""CL_DEVICE_NOT_AVAILABLE."""
 
 
 def opencl() -> Any:
@@ -86,26 +91,29 @@ def device_kind(handle: Any) -> Kind:
 
 
 def refused(error: Exception, what: str, name: str) -> PackhorseError:
-    """An error of OpenCL as one of packhorse's."""
-    text = str(error)
-    if isinstance(error, MemoryError) or any(word in text for word in _MEMORY):
+    """An error of OpenCL as one of packhorse's; ``what`` completes "refused to ..."."""
+    if out_of_memory(error) or code(error) == _RESOURCES:
         return DeviceMemoryError(
-            f"{name}: no memory or no resources left to {what} ({text}). Close tensors or "
+            f"{name}: no memory or no resources left to {what} ({error}). Close tensors or "
             "executables, or use smaller inputs"
         )
-    if "DEVICE_NOT_AVAILABLE" in text:
-        return DeviceUnavailable(f"{name}: the device was lost while it was to {what} ({text})")
-    return DeviceError(f"{name}: OpenCL refused to {what} ({text})")
+    if code(error) == LOST:
+        return DeviceUnavailable(
+            f"{name}: the device is not available; it was to {what} ({error}). Look at its driver "
+            f"('packhorse doctor'), then open it again with packhorse.device('{name}')"
+        )
+    return DeviceError(
+        f"{name}: OpenCL refused to {what} ({error}). This may be a bug of the driver or of "
+        "packhorse: please report it with the output of 'packhorse doctor'"
+    )
 
 
 @contextmanager
 def typed_errors(what: str, name: str) -> Iterator[None]:
-    """Raise OpenCL's errors as packhorse's; ``what`` completes "refused to ..."."""
+    """Raise OpenCL's errors as packhorse's, where there is no device yet that could be lost."""
     try:
         yield
     except PackhorseError:
         raise
-    except Exception as error:
-        if not isinstance(error, (opencl().Error, MemoryError)):
-            raise
+    except (opencl().Error, MemoryError) as error:
         raise refused(error, what, name) from error

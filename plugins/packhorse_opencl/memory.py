@@ -1,7 +1,8 @@
-"""Blocks of device memory, and the pool that keeps those given back."""
+"""Blocks of device memory, the pool that keeps those given back, and uploads under way."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from typing import Any
 
 from packhorse.errors import DeviceClosed
 
-__all__ = ["ClMemory", "Pool"]
+__all__ = ["ClMemory", "Pool", "Uploads"]
+
+_log = logging.getLogger("packhorse.opencl")
 
 
 class Pool:
@@ -31,7 +34,7 @@ class Pool:
         self._closed = False
 
     def take(self, nbytes: int) -> Any:
-        """A buffer of that size, kept or new; the cache is emptied where memory runs out."""
+        """A buffer of that size, kept or new. Raises what ``create`` raises."""
         size = rounded(nbytes)
         with self._lock:
             kept = self._free.get(size)
@@ -39,20 +42,12 @@ class Pool:
                 buffer = kept.pop()
                 self.cached -= size
             else:
-                buffer = self._new(size)
+                buffer = self._create(size)
             self.used += size
             self.live += 1
             self.allocations += 1
             self.peak = max(self.peak, self.used)
         return buffer
-
-    def _new(self, size: int) -> Any:
-        try:
-            return self._create(size)
-        except Exception:
-            if not self.trim():
-                raise
-            return self._create(size)
 
     def give(self, buffer: Any, nbytes: int) -> None:
         """Take a buffer back."""
@@ -61,7 +56,7 @@ class Pool:
             self.used -= size
             self.live -= 1
             if self._closed or self.cached + size > self.limit:
-                buffer.release()
+                _release(buffer)
                 return
             self._free.setdefault(size, []).append(buffer)
             self.cached += size
@@ -73,13 +68,49 @@ class Pool:
             kept, self._free = self._free, {}
         for buffers in kept.values():
             for buffer in buffers:
-                buffer.release()
+                _release(buffer)
         return freed
 
     def close(self) -> None:
         """Release what is kept and keep nothing from now on."""
         self._closed = True
         self.trim()
+
+
+def _release(buffer: Any) -> None:
+    """Release a buffer; of a lost device the driver may refuse even that, and nothing is left to
+    do about it, least of all in a finalizer."""
+    try:
+        buffer.release()
+    except Exception as error:
+        _log.debug("a buffer could not be released: %s", error)
+
+
+class Uploads:
+    """Copies of host data that the device may still be reading.
+
+    pyopencl's event of a copy that does not block holds the data, and waits for the copy when it
+    is dropped: so events are kept here until a later command of the same queue was waited for.
+    """
+
+    limit = 16 << 20
+    """Bytes held at most; beyond, :meth:`add` waits."""
+
+    def __init__(self) -> None:
+        self._events: list[Any] = []
+        self._bytes = 0
+
+    def add(self, event: Any, nbytes: int) -> None:
+        """Hold an upload's event."""
+        if self._bytes + nbytes > self.limit:
+            self.clear()
+        self._events.append(event)
+        self._bytes += nbytes
+
+    def clear(self) -> None:
+        """Forget all uploads: they are done, or waited for here."""
+        events, self._events, self._bytes = self._events, [], 0
+        del events
 
 
 def rounded(nbytes: int) -> int:

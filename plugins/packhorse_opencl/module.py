@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from packhorse.device import Memory
@@ -20,6 +19,7 @@ from packhorse.errors import (
 from packhorse.function import PackedFunction, add_value_type
 from packhorse.module_base import Module
 from packhorse.tensor import Tensor
+from packhorse_opencl.call import ClCall
 from packhorse_opencl.driver import typed_errors
 from packhorse_opencl.library import KIND, ClArgument, ClKernel, ClLibrary
 from packhorse_opencl.memory import ClMemory
@@ -122,7 +122,7 @@ class ClFunction(PackedFunction):
         super().__init__(self._run, kernel.symbol)
         self._device, self._program, self._kernel = device, program, kernel
 
-    def bind(self, *args: Any) -> Callable[[], Any]:
+    def bind(self, *args: Any) -> ClCall:
         """Check tensors now; the call returned only enqueues.
 
         Raises
@@ -133,15 +133,11 @@ class ClFunction(PackedFunction):
         self._count(args, "tensors")
         for i, (arg, wanted) in enumerate(zip(args, self._kernel.arguments, strict=True)):
             self._check(i, arg, wanted)
-        return self.bind_memory([arg._open_block().memory for arg in args])
+        return self._bound([arg._open_block().memory for arg in args], args)
 
-    def bind_memory(self, blocks: Sequence[Memory]) -> Callable[[], Any]:
-        """The same for bare blocks of device memory; the caller answers for what they hold.
-
-        Returns
-        -------
-        callable
-            Enqueues the kernel and returns its ``pyopencl.Event``.
+    def bind_memory(self, blocks: Sequence[Memory]) -> ClCall:
+        """The same for bare blocks of device memory; the caller answers for what they hold, and
+        closes none while the call is in use.
 
         Raises
         ------
@@ -150,9 +146,12 @@ class ClFunction(PackedFunction):
         CompileError
             The driver made a kernel of the text that this device cannot run.
         """
+        self._count(blocks, "blocks of memory")
+        return self._bound(blocks, tuple(blocks))
+
+    def _bound(self, blocks: Sequence[Memory], held: object) -> ClCall:
         cl, device, wanted = self._device.cl, self._device, self._kernel
         device.require_open()
-        self._count(blocks, "blocks of memory")
         for argument, block in zip(wanted.arguments, blocks, strict=True):
             if not isinstance(block, ClMemory) or block.nbytes < argument.nbytes:
                 raise ArgumentValueError(
@@ -163,10 +162,7 @@ class ClFunction(PackedFunction):
             kernel = cl.Kernel(self._program, wanted.function)
             self._fits(kernel)
             kernel.set_args(*(block.buffer for block in blocks if isinstance(block, ClMemory)))
-        enqueue = functools.partial(
-            cl.enqueue_nd_range_kernel, device.queue, kernel, (wanted.total,), (wanted.group,)
-        )
-        return functools.partial(_enqueue, device, wanted.symbol, enqueue)
+        return ClCall(device, wanted.symbol, kernel, wanted.total, wanted.group, held)
 
     def _run(self, *args: Any) -> None:
         self.bind(*args)()
@@ -209,15 +205,6 @@ class ClFunction(PackedFunction):
                 f"{what} must have shape {wanted.shape} or {wanted.size} elements, found "
                 f"{arg.shape}"
             )
-
-
-def _enqueue(device: OpenClDevice, name: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except device.cl.Error:
-        with typed_errors(f"run kernel '{name}'", device.name):
-            device.require_open()
-            raise
 
 
 class ClModule(Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from packhorse.plugin import BackendInfo, DeviceInfo, hookimpl
+from packhorse.plugin import BackendInfo, DeviceInfo, OptionSpec, hookimpl
 
 if TYPE_CHECKING:
     from packhorse_opencl.device import OpenClDevice
@@ -18,6 +18,11 @@ INFO = BackendInfo(
     dlpack_type=4,
     extra="opencl",
     requires=("pyopencl",),
+    options={
+        "max_group": OptionSpec(
+            int, "work-items of a group at most (default: what the device allows)", minimum=1
+        ),
+    },
     priority=50,  # after llvm-cpu: an OpenCL device may be this very CPU
 )
 
