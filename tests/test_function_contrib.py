@@ -145,7 +145,9 @@ def test_matmul_of_two_dtypes(call):
 
 
 def test_set_device(call):
-    assert call("__tvm_set_device", 2, 0) is None
+    assert call("__tvm_set_device", 1, 0) is None
+    with pytest.raises(ArgumentTypeError, match=r"runs kernels on a device 'cuda'.*'cuda:0'"):
+        call("__tvm_set_device", 2, 0)
 
 
 def test_linked_params(module):

@@ -29,7 +29,9 @@ LAYERS = (
 )
 """Highest first; a module imports from its own layer and those below."""
 
-NATIVE_USERS = {"native", "tensor", "function", "module", "graph", "cpu", "tvm_ffi_bridge"}
+NATIVE_USERS = {
+    *("native", "tensor", "function", "module", "module_device", "graph", "cpu", "tvm_ffi_bridge"),
+}
 """Who may touch the C core."""
 
 OPTIONAL = ("llvmlite", "onnx", "rich", "pyopencl", "torch")

@@ -26,8 +26,8 @@ from native_kit import compile_c
 
 import packhorse as ph
 from packhorse import module as modules
-from packhorse.errors import ArtifactError, DeviceUnavailable, MissingExtra
-from packhorse.module import EmbeddedModule, NativeModule, PythonModule, load_module
+from packhorse.errors import ArgumentTypeError, ArtifactError, MissingExtra
+from packhorse.module import DeviceModule, NativeModule, PythonModule, load_module
 from packhorse.module_blob import (
     Constants,
     CSource,
@@ -36,6 +36,7 @@ from packhorse.module_blob import (
     FunctionInfo,
     Node,
     Opaque,
+    device_code_bytes,
     read_device_code,
     read_legacy_blob,
     read_modern_blob,
@@ -113,6 +114,24 @@ def test_modern_device_code(kind):
     for cut in range(len(data)):
         with pytest.raises(ArtifactError, match=f"'{kind}' module is damaged at offset"):
             read_device_code(kind, data[:cut])
+
+
+@pytest.mark.parametrize("kind", ["opencl", "metal"])
+def test_device_code_is_written_as_modern_tvm_does(kind):
+    types = ("handle", "int32", "bool", "float16x4", "bfloat16", "type9_8", "uint64")
+    one = FunctionInfo("name", types, ("blockIdx.x", "threadIdx.y"), (0, -1))
+    code = {"code": b"\0text"} if kind == "opencl" else {"sources": {"k": b"\xff"}}
+    given = DeviceCode("cl", {"k": one, "m": K}, **code)
+    assert read_device_code(kind, device_code_bytes(given)) == given
+    for cut in range(len(device_code_bytes(given))):
+        with pytest.raises(ArtifactError):
+            read_device_code(kind, device_code_bytes(given)[:cut])
+
+
+@pytest.mark.parametrize("name", ["", "float", "int256", "type300_8", "int32x", "void*", "int32 "])
+def test_types_of_arguments_that_are_none(name):
+    with pytest.raises(ArtifactError, match="which is none"):
+        device_code_bytes(DeviceCode("cl", {"k": FunctionInfo("k", (name,), ())}))
 
 
 def test_modern_modules_that_are_no_device_code():
@@ -308,11 +327,12 @@ def test_device_kernels(tmp_path):
     lib = load_module(library(tmp_path, legacy(LIB, OPENCL, children=[[1], []])))
     assert isinstance(lib, NativeModule)
     (kernels,) = lib.imports
-    assert isinstance(kernels, EmbeddedModule)
+    assert isinstance(kernels, DeviceModule)
     assert (kernels.functions, kernels.kind) == (["k"], "opencl")
     assert "device kernels: opencl" in lib.describe()
-    with pytest.raises(DeviceUnavailable, match=r"'k' is a kernel for 'opencl', and no backend"):
-        lib.get_function("k", query_imports=True)
+    found = lib.get_function("k", query_imports=True)
+    with pytest.raises(ArgumentTypeError, match=r"argument 0 of kernel 'k' .* a device 'opencl'"):
+        found(*[0] * len((*kernels.payload.functions["k"].arg_types, *K.launch_tags)))
     assert "x" not in kernels
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -62,7 +62,7 @@ class PackedFunction:
     def __init__(self, call: Callable[..., Any], name: str | None = None) -> None:
         self._call = call
         self._handles: dict[str, int] = {}  # by ABI: what compiled code got that looked it up
-        self.name = name or getattr(call, "__name__", type(call).__name__)
+        self.name = str(name or getattr(call, "__name__", type(call).__name__))
 
     @property
     def address(self) -> int | None:
@@ -132,9 +132,13 @@ class NativeFunction(PackedFunction):
     abi : str
     signature : callable, optional
         Returns the Signature, or None; asked at the first call.
+    devices : collection of int
+        DLPack types of the devices whose kernels the code launches: tensors there are passed as
+        they are. Others, and code without any, take host memory only.
     """
 
-    __slots__ = ("_address", "_alignment", "_ask", "_fast", "_keepalive", "_owner", "abi")
+    __slots__ = ("_address", "_alignment", "_ask", "_fast", "_keepalive", "_owner", "abi",
+                 "devices")  # fmt: skip
 
     def __init__(
         self,
@@ -145,12 +149,13 @@ class NativeFunction(PackedFunction):
         alignment: int = ALIGNMENT,
         abi: Abi = "legacy",
         signature: Callable[[], Signature | None] | None = None,
+        devices: Collection[int] = (),
     ) -> None:
         if address <= 0:
             raise ArgumentValueError(f"function '{name}' has no address ({address})")
         super().__init__(NativeCall, name)  # not a method of self: a cycle would delay freeing
         self._address, self._keepalive, self._alignment = address, keepalive, alignment
-        self.abi, self._ask = abi, signature
+        self.abi, self._ask, self.devices = abi, signature, devices
         self._fast: Callable[..., Any] | None = None
         self._owner: FastCall | None = None  # of what _fast points to
 
@@ -193,7 +198,7 @@ class NativeFunction(PackedFunction):
         what, signature = f"function '{self.name}'", self.signature
         if signature is not None:
             signature.check(args, what)
-        call = NativeCall(self._address, args, what, self._alignment, self.abi)
+        call = NativeCall(self._address, args, what, self._alignment, self.abi, self.devices)
         call.owner = self
         return call
 
@@ -270,7 +275,7 @@ _BUILT_IN = {
             *("cblas.matmul", "cblas.batch_matmul"),
         )
     },
-    "__tvm_set_device": f"{_CONTRIB}:set_device",
+    "__tvm_set_device": "packhorse.native.devices:set_device",
     **dict.fromkeys(("tvm.graph_executor.create", "tvm.graph_runtime.create"), f"{_GRAPH}:create"),
     **dict.fromkeys(
         ("tvm.graph_executor_debug.create", "tvm.graph_runtime_debug.create"),

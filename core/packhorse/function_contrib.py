@@ -21,7 +21,6 @@ __all__ = [
     "normal",
     "randint",
     "seed",
-    "set_device",
     "sort",
     "topk",
     "uniform",
@@ -30,13 +29,6 @@ __all__ = [
 Array: TypeAlias = np.ndarray[Any, Any]
 
 _own = threading.local()
-
-
-def set_device(device_type: int, device_id: int) -> None:
-    """``__tvm_set_device``: compiled code says which device the next launches are for.
-
-    Launches name their device themselves here, so there is nothing to remember.
-    """
 
 
 # ---------------------------------------------------------------- tvm.contrib.sort

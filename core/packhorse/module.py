@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from packhorse.errors import ArgumentValueError, ArtifactError, DeviceUnavailable
+from packhorse.errors import ArgumentValueError, ArtifactError
 from packhorse.function import (
     NativeFunction,
     PackedFunction,
@@ -29,6 +29,7 @@ from packhorse.module_blob import (
     read_legacy_blob,
     read_modern_blob,
 )
+from packhorse.module_device import CODE_SUFFIXES, DeviceModule, device_types, load_code
 from packhorse.module_kernel import KernelFunction
 from packhorse.native.call import lookup_handle
 from packhorse.native.library import Library, set_global_lookup
@@ -39,6 +40,7 @@ from packhorse.native.signature import Signature
 __all__ = [
     "SUFFIXES",
     "AddressModule",
+    "DeviceModule",
     "EmbeddedModule",
     "KernelFunction",
     "Module",
@@ -102,7 +104,8 @@ class AddressModule(Module):
 class NativeModule(Module):
     """A shared library of packed functions: compiled by packhorse, or by TVM 0.2 to 0.27.
 
-    Its code may call functions of imported modules and global functions by name.
+    Its code may call functions of imported modules and global functions by name. Where those are
+    kernels for devices, its functions take tensors of such a device.
 
     Arguments are checked before the call as far as the library says what it takes: TVM's llvm
     target of 0.2 to 0.20 leaves count, kinds, ranks and dtypes in it, not extents. Code of 0.22
@@ -122,7 +125,13 @@ class NativeModule(Module):
         super().__init__(library.path.name, imports)
         library.info.require_certain(library.path)
         self.library = library
+        self._devices = device_types(imports)  # shared with the functions: it may grow
         library.add_resolver(self._resolve)
+
+    def import_module(self, module: Module) -> None:
+        """Add an import, as every Module does; its kernels widen what the functions take."""
+        super().import_module(module)
+        self._devices |= device_types([module])
 
     @property
     def abi(self) -> Abi:
@@ -177,6 +186,7 @@ class NativeModule(Module):
             alignment=_OUR_ALIGNMENT if ours else _ALIGNMENT[abi],
             abi=abi,
             signature=lambda: library.signatures.get(symbol),
+            devices=self._devices,
         )
 
     def signature(self, name: str) -> Signature | None:
@@ -194,7 +204,7 @@ class NativeModule(Module):
 
 
 class EmbeddedModule(Module):
-    """A module within a library: kernels for a device, a graph with weights, bytecode.
+    """A module within a library that holds no functions: bytecode, constants, source text.
 
     Attributes
     ----------
@@ -206,22 +216,11 @@ class EmbeddedModule(Module):
         super().__init__(kind, imports)
         self.kind, self.payload = kind, payload
 
-    @property
-    def is_device_code(self) -> bool:  # type: ignore[override]
-        """Whether it holds kernels for a device."""
-        return isinstance(self.payload, DeviceCode)
-
     def _names(self) -> list[str]:
-        return list(self.payload.functions) if isinstance(self.payload, DeviceCode) else []
+        return []
 
     def _find(self, name: str) -> PackedFunction | None:
-        if name not in self._names():
-            return None
-        raise DeviceUnavailable(
-            f"'{name}' is a kernel for '{self.kind}', and no backend has registered itself for "
-            f"such kernels in libraries (packhorse.module.register_module_kind('{self.kind}', "
-            "...)); compile the model for a device listed by 'packhorse devices'"
-        )
+        return None
 
 
 add_value_type(AddressModule)
@@ -238,7 +237,7 @@ _makers: dict[str, ModuleMaker | str] = dict.fromkeys(
 
 
 def register_module_kind(kind: str, make: ModuleMaker | str) -> None:
-    """Say what makes a module of a kind found in libraries, such as ``opencl``.
+    """Say what makes a module of a kind found in libraries; kernels are :class:`DeviceModule`.
 
     Parameters
     ----------
@@ -252,6 +251,8 @@ def register_module_kind(kind: str, make: ModuleMaker | str) -> None:
 
 def _make(kind: str, payload: Payload, imports: Sequence[Module]) -> Module:
     make = _makers.get(kind)
+    if make is None and isinstance(payload, DeviceCode):
+        return DeviceModule(kind, payload, imports)
     if make is None:
         return EmbeddedModule(kind, payload, imports)
     if isinstance(make, str):
@@ -273,7 +274,7 @@ def load_module(
     path : path-like
     fmt : str, optional
         ``so``, ``dll``, ``dylib`` or ``dso``, for files of another suffix. It is a shared library
-        of this machine in any case.
+        of this machine in any case. Or one of TVM's formats of device code: ``cl``, ``ptx`` ...
     abi : str, optional
         ``"legacy"`` (TVM 0.2 to 0.20) or ``"ffi"`` (0.21 and newer), for libraries that do not
         show which they are. Needed for some of TVM's 'c' target.
@@ -282,7 +283,8 @@ def load_module(
     -------
     Module
         A :class:`NativeModule`, or the module that imports it when the library has other modules
-        within: a graph executor factory, a Relax executable.
+        within: a graph executor factory, a Relax executable. A :class:`DeviceModule` for
+        ``kernels.cl`` and its kin, which lie beside ``kernels.tvm_meta.json``.
 
     Raises
     ------
@@ -293,11 +295,13 @@ def load_module(
         ``fmt`` or ``abi`` is none of those above.
     """
     file = Path(path)
-    if fmt is not None and f".{fmt.lower().lstrip('.')}" not in SUFFIXES:
-        raise ArgumentValueError(
-            f"fmt is '{fmt}'; load_module takes {', '.join(s[1:] for s in SUFFIXES)}"
-        )
-    if fmt is None and file.suffix.lower() not in SUFFIXES and ".so." not in file.name:
+    suffix = file.suffix.lower() if fmt is None else f".{fmt.lower().lstrip('.')}"
+    if suffix in CODE_SUFFIXES:
+        return load_code(file, suffix)
+    if fmt is not None and suffix not in SUFFIXES:
+        known = ", ".join(s[1:] for s in (*SUFFIXES, *CODE_SUFFIXES))
+        raise ArgumentValueError(f"fmt is '{fmt}'; load_module takes {known}")
+    if suffix not in SUFFIXES and ".so." not in file.name:
         raise ArtifactError(
             f"'{file.name}' has no suffix of a compiled library; load_module takes "
             f"{', '.join(SUFFIXES)}, or any name with fmt='so'. Models are read with packhorse.load"

@@ -16,6 +16,7 @@ anything is made of it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,7 +25,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from packhorse.errors import ArtifactError
-from packhorse.module_blob_reader import SMALLEST_ARRAY, Array, BlobReader, FunctionInfo
+from packhorse.module_blob_reader import (
+    SMALLEST_ARRAY,
+    Array,
+    BlobReader,
+    FunctionInfo,
+    type_bytes,
+)
 
 __all__ = [
     "LIBRARY",
@@ -37,6 +44,7 @@ __all__ = [
     "Node",
     "Opaque",
     "Payload",
+    "device_code_bytes",
     "read_device_code",
     "read_legacy_blob",
     "read_modern_blob",
@@ -225,6 +233,34 @@ def read_device_code(kind: str, data: bytes) -> DeviceCode:
         raise ArtifactError(f"modules of kind '{kind}' hold no device code")
     r.finish()
     return made
+
+
+def device_code_bytes(code: DeviceCode) -> bytes:
+    """Kernels as TVM 0.22 and newer write them, whatever they came from: what
+    :func:`read_device_code` reads, and ``Device.load`` takes under the module's kind."""
+    parts = [_text(code.format), _map(code.functions, _info)]
+    parts.append(_map(code.sources, _text) if code.sources else _text(code.code))
+    return b"".join(parts)
+
+
+def _text(value: str | bytes) -> bytes:
+    raw = value.encode() if isinstance(value, str) else value
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _map(table: Mapping[str, Any], item: Callable[[Any], bytes]) -> bytes:
+    pairs = b"".join(_text(name) + item(value) for name, value in table.items())
+    return len(table).to_bytes(8, "little") + pairs
+
+
+def _info(info: FunctionInfo) -> bytes:
+    rows = (
+        [type_bytes(name) for name in info.arg_types],
+        [_text(tag) for tag in info.launch_tags],
+        [struct.pack("<i", tag) for tag in info.extra_tags],
+    )
+    lists = [len(row).to_bytes(8, "little") + b"".join(row) for row in rows]
+    return _text(info.name) + b"".join(lists)
 
 
 # ---------------------------------------------------------------- blobs

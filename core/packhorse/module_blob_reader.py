@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 from packhorse.dtype import from_dlpack_code
 from packhorse.errors import ArgumentTypeError, ArtifactError
 
-__all__ = ["SMALLEST_ARRAY", "Array", "BlobReader", "FunctionInfo"]
+__all__ = ["SMALLEST_ARRAY", "Array", "BlobReader", "FunctionInfo", "type_bytes"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -26,6 +27,7 @@ SMALLEST_ARRAY = _ARRAY_HEAD.size + 8
 _ARRAY_MAGIC = 0xDD5E40F096B4A13F
 _MAX_RANK = 32
 _CPU = 1
+_TYPE = re.compile(r"(?:type(\d{1,3})_|([a-z]+))(\d{0,3})(?:x(\d{1,4}))?")
 _KINDS = {0: "int", 1: "uint", 2: "float", 3: "handle", 4: "bfloat", 5: "complex", 6: "bool"}
 
 
@@ -189,3 +191,14 @@ def _type_name(code: int, bits: int, lanes: int) -> str:
     if kind in ("handle", "bool") or (code, bits) == (1, 1):
         return "handle" if kind == "handle" else "bool"
     return f"{kind}{bits}" + (f"x{lanes}" if lanes > 1 else "")
+
+
+def type_bytes(name: str) -> bytes:
+    """The DLDataType of a name in :attr:`FunctionInfo.arg_types`; ArtifactError if it is none."""
+    match = _TYPE.fullmatch(name)
+    number, word, digits, lanes = match.groups() if match else ("256", "", "", "")
+    code = int(number) if number else {kind: code for code, kind in _KINDS.items()}.get(word, 256)
+    bits = int(digits or {"handle": 64, "bool": 8}.get(word, 0))
+    if code > 255 or not 0 < bits < 256:
+        raise ArtifactError(f"a kernel takes an argument of type '{name:.40}', which is none")
+    return _DTYPE.pack(code, bits, int(lanes or 1))

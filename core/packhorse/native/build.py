@@ -22,6 +22,8 @@ extern "Python+C" int ph_py_call_ffi(uintptr_t, ph_any *, int, ph_any *);
 extern "Python+C" int ph_py_lookup(uintptr_t, const char *, int32_t, uintptr_t *);
 extern "Python+C" int ph_py_symbol(const char *, uintptr_t);
 extern "Python+C" int ph_py_release(uintptr_t);
+extern "Python+C" uintptr_t ph_py_workspace(int, int, uint64_t);
+extern "Python+C" int ph_py_workspace_free(uintptr_t);
 """
 
 

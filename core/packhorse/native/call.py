@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from packhorse.dtype import dlpack_code, legacy_code
 from packhorse.errors import ArgumentTypeError, MissingExtra
 from packhorse.native import fast
+from packhorse.native.devices import OnDevice
 from packhorse.native.marshal import (
     CODES,
     Packer,
@@ -67,6 +69,8 @@ class NativeCall:
         Subject of error messages.
     alignment : int
         What the code behind ``address`` assumes of tensor addresses.
+    devices : collection of int
+        DLPack types of the devices whose kernels it launches.
 
     Raises
     ------
@@ -74,7 +78,7 @@ class NativeCall:
         An argument cannot be passed.
     """
 
-    __slots__ = ("_copies", "_keep", "_run", "_step", "owner", "what")
+    __slots__ = ("_copies", "_keep", "_run", "_step", "_where", "owner", "what")
 
     def __init__(
         self,
@@ -83,14 +87,16 @@ class NativeCall:
         what: str,
         alignment: int = ALIGNMENT,
         abi: Abi = "legacy",
+        devices: Collection[int] = (),
     ) -> None:
-        packer = Packer(args, abi, alignment)
+        packer = Packer(args, abi, alignment, devices)
         step = ffi.new(_STEP)
         step.function, step.count, step.abi = address, len(args), ABI_NUMBER[abi]
         step.anys = packer.anys
         if abi == "legacy":
             step.values, step.codes = packer.values, packer.codes
         self._step, self._copies, self._keep = step, packer.copies, packer
+        self._where = (packer.device, packer.blocks) if packer.device else None
         self._run = fast.make_bound(int(ffi.cast("uintptr_t", step)), what)
         self.what = what
         self.owner: object = None  # of the code: lives as long as the call
@@ -106,11 +112,12 @@ class NativeCall:
 
     def __call__(self) -> Any:
         """Run and return the result. Raises what a Python callee raised, or PackhorseError."""
-        if not self._copies:
+        if not self._copies and self._where is None:
             return self._run()
         for outside, inside in self._copies:
             inside[...] = outside
-        result = self._run()
+        with OnDevice(*self._where) if self._where else nullcontext():
+            result = self._run()
         for outside, inside in self._copies:
             if outside.flags.writeable:
                 outside[...] = inside

@@ -150,13 +150,15 @@ typedef int (*FTVMParallelLambda)(int task_id, TVMParallelGroupEnv *penv, void *
 typedef int (*TVMBackendPackedCFunc)(TVMValue *args, int *type_codes, int num_args,
                                      TVMValue *out_ret, int *out_ret_tcode, void *resource_handle);
 
-/* Implemented in Python (runtime.py); they take the GIL themselves. */
+/* Implemented in Python (call.py, runtime.py, devices.py); they take the GIL themselves. */
 int ph_py_call(uintptr_t id, ph_value *values, int *codes, int count, ph_value *result,
                int *result_code);
 int ph_py_call_ffi(uintptr_t id, ph_any *args, int count, ph_any *result);
 int ph_py_lookup(uintptr_t context, const char *name, int32_t abi, uintptr_t *handle);
 int ph_py_symbol(const char *name, uintptr_t address);
 int ph_py_release(uintptr_t id);
+uintptr_t ph_py_workspace(int device_type, int device_id, uint64_t nbytes);
+int ph_py_workspace_free(uintptr_t address);
 
 enum { PH_LEGACY = 0, PH_FFI = 1 };
 typedef int (*TVMFFISafeCallType)(void *handle, const ph_any *args, int32_t count, ph_any *result);

@@ -7,18 +7,22 @@ an array that is not goes through an aligned copy and back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from packhorse.dtype import dlpack_code, dtype_name, from_dlpack_code, legacy_code
 from packhorse.errors import ArgumentTypeError, ArgumentValueError
+from packhorse.native.devices import require_same
 from packhorse.native.dlpack import CPU, array_of
 from packhorse.native.memory import address_of, aligned_array
 from packhorse.native.plan import Slot
 from packhorse.native.runtime import Abi, ffi, hold, let_go, lib, object_of
+
+if TYPE_CHECKING:
+    from packhorse.device import Device, Memory
 
 __all__ = [
     "CODES",
@@ -121,6 +125,15 @@ class Packer:
     abi : str
     alignment : int
         What the callee assumes of tensor addresses.
+    devices : collection of int
+        DLPack types of the devices whose kernels the callee launches.
+
+    Attributes
+    ----------
+    device : Device or None
+        Where the tensors lie that are not on the host.
+    blocks : dict of int to Memory
+        Their memory, by address.
 
     Raises
     ------
@@ -128,9 +141,13 @@ class Packer:
         An argument cannot be passed.
     """
 
-    def __init__(self, args: Sequence[Any], abi: Abi, alignment: int) -> None:
+    def __init__(
+        self, args: Sequence[Any], abi: Abi, alignment: int, devices: Collection[int] = ()
+    ) -> None:
         self.anys = ffi.new(_ANYS, len(args) or 1)
-        self.abi, self.alignment = abi, alignment
+        self.abi, self.alignment, self._devices = abi, alignment, devices
+        self.device: Device | None = None
+        self.blocks: dict[int, Memory] = {}
         self.keep: list[Any] = []
         self.copies: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
         self._numbers: list[int] = []
@@ -194,6 +211,9 @@ class Packer:
         self._store(i, self._codes.blob, "v_handle", int(ffi.cast("uintptr_t", array)))
 
     def _tensor(self, i: int, arg: Any) -> None:
+        if arg.device.dlpack_device[0] in self._devices:
+            self._device_tensor(i, arg)
+            return
         try:
             slot, array = arg.__packed_tensor__()
         except ArgumentTypeError as error:  # it lies on a device
@@ -203,6 +223,13 @@ class Packer:
             return
         self._store(i, self._codes.tensor, "v_tensor", slot.pointer)
         self.keep += (slot, array)
+
+    def _device_tensor(self, i: int, arg: Any) -> None:
+        slot, block = arg.__packed_block__(self.abi)
+        self.device = require_same(self.device, block.device, f"argument {i}")
+        self._store(i, self._codes.tensor, "v_tensor", slot.pointer)
+        self.blocks[slot.data] = block.memory
+        self.keep += (slot, block)
 
     def _array(self, i: int, array: np.ndarray[Any, Any]) -> None:
         try:

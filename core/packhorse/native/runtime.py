@@ -8,6 +8,7 @@ its object is an error, never a dangling pointer.
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -216,10 +217,21 @@ def raise_last_error(what: str) -> NoReturn:
         cause = _pending.pop(token, None) if token else None
     if cause is not None:
         raise cause
+    text += _hint(text)
     prefix = "" if kind in ("", "RuntimeError", *_KINDS) else f"{kind}: "
     raise _KINDS.get(kind, PackhorseError)(
         f"{what} failed: {prefix}{text or 'it returned an error and gave no reason'}"
     )
+
+
+def _hint(text: str) -> str:
+    """How to mend what compiled code says of a tensor that lies elsewhere."""
+    found = re.search(r"\.device_type on argument #\d+ .*expected (\w+)\s*$", text, re.S)
+    if found is None:
+        return ""
+    if found[1] == "cpu":
+        return "; pass tensor.numpy()"
+    return f"; copy it there with packhorse.tensor(array, device='{found[1]}:0')"
 
 
 # ---------------------------------------------------------------- called by C

@@ -2,7 +2,8 @@
  *
  * A run of a CNN asks thousands of times, always in the same nesting, so a request is nearly
  * always served by the page it had last time. When no free page is large enough the largest one
- * is replaced by a larger one: the pool never holds more pages than were in use at once.
+ * is replaced by a larger one: the pool never holds more pages than were in use at once. Memory of
+ * other devices than the host comes from the device of the call in progress (devices.py).
  */
 #include "core.h"
 #include "platform.h"
@@ -79,26 +80,23 @@ static page take(workspace *w, size_t size) {
     return fresh;
 }
 
-static void *refuse(const char *what, uint64_t nbytes, int device_type) {
-    char text[160];
-    snprintf(text, sizeof text, "workspace of %llu bytes on device type %d: %s",
-             (unsigned long long)nbytes, device_type, what);
+static void *refuse(uint64_t nbytes) {
+    char text[96];
+    snprintf(text, sizeof text, "workspace of %llu bytes: out of memory", (unsigned long long)nbytes);
     TVMAPISetLastError(text);
     return NULL;
 }
 
 void *TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t nbytes, int code_hint,
                                int bits_hint) {
-    (void)device_id, (void)code_hint, (void)bits_hint;
-    if (device_type != CPU)
-        return refuse("the native core offers host memory (device type 1) only", nbytes,
-                      device_type);
-    if (nbytes > SIZE_MAX - PAGE) return refuse("out of memory", nbytes, device_type);
+    (void)code_hint, (void)bits_hint;
+    if (device_type != CPU) return (void *)ph_py_workspace(device_type, device_id, nbytes);
+    if (nbytes > SIZE_MAX - PAGE) return refuse(nbytes);
     size_t size = nbytes ? ((size_t)nbytes + PAGE - 1) / PAGE * PAGE : PAGE;
     workspace *w = get();
-    if (!w || !reserve(w)) return refuse("out of memory", nbytes, device_type);
+    if (!w || !reserve(w)) return refuse(nbytes);
     page p = take(w, size);
-    if (!p.ptr) return refuse("out of memory", nbytes, device_type);
+    if (!p.ptr) return refuse(nbytes);
     w->used[w->used_count++] = p;
     return p.ptr;
 }
@@ -110,7 +108,8 @@ static void put_back(workspace *w, page p) {
 }
 
 int TVMBackendFreeWorkspace(int device_type, int device_id, void *ptr) {
-    (void)device_type, (void)device_id;
+    (void)device_id;
+    if (device_type != CPU) return ph_py_workspace_free((uintptr_t)ptr);
     workspace *w = get();
     for (int i = w ? w->used_count - 1 : -1; i >= 0; i--) { /* nearly always the last */
         if (w->used[i].ptr != ptr) continue;
