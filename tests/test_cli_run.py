@@ -165,3 +165,15 @@ def test_integer_model(tmp_path, capsys):
     path = write_model(tmp_path / "tokens.onnx", (1, 8), INT64)
     assert call("run", path, "-d", "cpu", "-i", "random") == 0
     assert "1x6" in capsys.readouterr().out
+
+
+def test_several_devices_share_the_work(model, capsys):
+    shares = ["--place", "llvm-cpu", "auto", "--place", "cpu", "rest"]
+    assert call("run", model, *shares, "--input", "random:2x8") == 0
+    assert "llvm-cpu:0=auto; cpu:0=rest: compiled in" in capsys.readouterr().out
+    assert call("inspect", model, "--place", "cpu", "*", "--shape", "x=2,8", "--nodes") == 0
+    assert "cpu:0=*" in capsys.readouterr().out
+    assert call("run", model, "--place", "cpu", "nothing", "--input", "random:2x8") == 2
+    assert "the model has no such node" in capsys.readouterr().err
+    assert call("run", model, "--place", "cpu", "a", "--place", "cpu", "b") == 2
+    assert "given twice" in capsys.readouterr().err

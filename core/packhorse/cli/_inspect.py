@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from packhorse.artifact import load_artifact
+from packhorse.cli._artifact import is_artifact, print_stored, stored
 from packhorse.cli._inputs import add_shape_options, read_signature
 from packhorse.cli._output import bytes_text, print_json, print_section, print_table
-from packhorse.cli._session import Session
-from packhorse.errors import ArgumentValueError, ArtifactError, FunctionNotFound
+from packhorse.cli._session import Session, add_device_options, wanted_device
+from packhorse.errors import (
+    ArgumentValueError,
+    ArtifactError,
+    CompileError,
+    DeviceError,
+    FunctionNotFound,
+    MissingExtra,
+)
 from packhorse.graph.ir import Graph, TensorType, subgraphs, walk
 from packhorse.model import Executable
 from packhorse.module import SUFFIXES, Module, NativeModule, load_module
@@ -22,7 +32,7 @@ __all__ = ["configure", "run"]
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("path", metavar="MODEL", help="a model file, an artifact or a library")
-    parser.add_argument("--device", "-d", help="compile for it and say which device runs each node")
+    add_device_options(parser, "compile for it and say which device runs each node")
     add_shape_options(parser)
     parser.add_argument("--nodes", action="store_true", help="list every node and function")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
@@ -50,12 +60,20 @@ def _library(path: str, why: str) -> dict[str, Any]:
 
 
 def _network(arguments: argparse.Namespace) -> dict[str, Any]:
-    session = Session(arguments.path, arguments.device)
-    if session.model is not None and not arguments.device and (arguments.shape or arguments.value):
+    wanted = wanted_device(arguments)
+    try:
+        session = Session(arguments.path, wanted)
+    except (DeviceError, MissingExtra, CompileError) as error:
+        if wanted or not is_artifact(arguments.path):
+            raise
+        # what it holds can be said on a machine that cannot run it
+        return {"path": arguments.path, "kind": "artifact", "note": str(error),
+                **stored(load_artifact(arguments.path))}  # fmt: skip
+    if session.model is not None and not wanted and (arguments.shape or arguments.value):
         raise ArgumentValueError(
             "--shape and --value say for what to compile; add the device: --device llvm-cpu"
         )
-    compiled = session.model is None or arguments.device is not None
+    compiled = session.model is None or wanted is not None
     if session.model is not None and compiled:
         session.prepare(*read_signature(session.inputs, arguments))
     return _describe(session, arguments.path, compiled)
@@ -76,11 +94,15 @@ def _describe(session: Session, path: str, compiled: bool) -> dict[str, Any]:
     else:
         found["outputs"] = _outputs(session.ready)
         found["code"] = _code(session.ready.module)
+        if is_artifact(path):
+            found |= stored(session.ready.artifact())
     if compiled:
         report = session.ready.report()
         found["device"] = session.device_name
+        found["devices"] = [where.name for where in session.ready.devices]
         found["compiled_for"] = session.ready.compiled_for
         found["nodes"] = [{"node": r.node, "device": r.device, "kernel": r.step} for r in report]
+        found["copies"] = [asdict(copy) for copy in report.copies]
     return found
 
 
@@ -150,6 +172,8 @@ def _print(found: Mapping[str, Any], every: bool) -> None:
         print_section(f"{count} operators")
         names = [(f"  {name}", str(n)) for name, n in found["operators"].items()]
         print_table(("", ""), names)
+    if "targets" in found:
+        print_stored(found)
     if found.get("code"):
         print_section("code")
         _print_code(found["code"], every or found["kind"] == "library", "  ")
@@ -185,11 +209,18 @@ def _print_placement(found: Mapping[str, Any], every: bool) -> None:
         kernels = len({node["kernel"] for node in nodes if node["device"] == place})
         print(f"  {place}: {_count(count, 'node')} in {_count(kernels, 'step')}")
     # What runs elsewhere than asked for is always shown: visible, never silent.
-    listed = [node for node in nodes if every or node["device"] != found["device"]]
+    listed = [node for node in nodes if every or node["device"] not in found["devices"]]
     if listed:
         print()
         rows = [(f"  {node['node']}", node["device"], node["kernel"]) for node in listed]
         print_table(("  node", "device", "step"), rows)
+    copies = found["copies"]
+    if copies:
+        total = bytes_text(sum(copy["nbytes"] for copy in copies))
+        print_section(f"copied in each run ({total})")
+        moves = [(f"  {c['what']}", f"{c['source']} -> {c['target']}", bytes_text(c["nbytes"]))
+                 for c in copies]  # fmt: skip
+        print_table(("  value", "", ""), moves)
 
 
 def _count(number: int, what: str) -> str:

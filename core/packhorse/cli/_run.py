@@ -14,7 +14,7 @@ import numpy as np
 
 from packhorse.cli._inputs import add_input_options, read_inputs
 from packhorse.cli._output import print_section, print_table
-from packhorse.cli._session import Session, duration
+from packhorse.cli._session import Session, add_device_options, duration, wanted_device
 from packhorse.errors import ArgumentValueError
 
 __all__ = ["configure", "run"]
@@ -26,7 +26,7 @@ _TOP = 5
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("path", metavar="MODEL", help="a model file, or an artifact")
-    parser.add_argument("--device", "-d", help="where to run (default: the best that works here)")
+    add_device_options(parser, "where to run (default: the best that works here)")
     add_input_options(parser, "Inputs not named are an error.")
     parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="save outputs as .npy")
     parser.add_argument(
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run and print the outputs."""
     if arguments.repeat < 1:
         raise ArgumentValueError(f"--repeat {arguments.repeat}: run at least once")
-    session = Session(arguments.path, arguments.device)
+    session = Session(arguments.path, wanted_device(arguments))
     feeds = read_inputs(session.inputs, arguments.input, arguments.seed)
     session.prepare(feeds)
     times = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from packhorse.cli._progress import progress
+from packhorse.compiler.placement import Placement
 from packhorse.compiler.specialize import shape_operands
 from packhorse.device import Device, device
 from packhorse.errors import ArgumentValueError
 from packhorse.graph.ir import TensorType
 from packhorse.model import Executable, Model, load
 
-__all__ = ["Session", "duration"]
+__all__ = ["Session", "Wanted", "add_device_options", "duration", "wanted_device"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
+Wanted: TypeAlias = str | Mapping[str, str | Sequence[str]] | None
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
@@ -29,6 +32,36 @@ def duration(seconds: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
+def add_device_options(parser: argparse.ArgumentParser, help: str) -> None:
+    """``--device``, and ``--place`` for several devices."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--device", "-d", help=help)
+    either.add_argument(
+        "--place",
+        nargs=2,
+        action="append",
+        metavar=("DEVICE", "NODES"),
+        help="share the work: names of nodes with commas between (* and ? are wildcards), 'auto' "
+        "for all the device has kernels for, or 'rest'; repeat for each device",
+    )
+
+
+def wanted_device(arguments: argparse.Namespace) -> Wanted:
+    """What the two options say: a device string, device -> nodes, or nothing.
+
+    Raises
+    ------
+    ArgumentValueError
+        A device has two ``--place``.
+    """
+    choice: dict[str, str | list[str]] = {}
+    for name, nodes in arguments.place or ():
+        if name in choice:
+            raise ArgumentValueError(f"--place {name} is given twice; join the nodes by commas")
+        choice[name] = nodes if nodes in ("auto", "rest") else nodes.split(",")
+    return choice or arguments.device
+
+
 class Session:
     """A loaded file and the device it is to run on.
 
@@ -36,9 +69,10 @@ class Session:
     ----------
     path : str
         Model file or artifact.
-    wanted : str, optional
-        Device string; default as everywhere: ``$PACKHORSE_DEVICE``, else the best that works.
-        An artifact runs on the device it can run on; another one is an error.
+    wanted : str or mapping, optional
+        Device string, or what each of several devices is to run; default as everywhere:
+        ``$PACKHORSE_DEVICE``, else the best that works. An artifact runs on a device it has code
+        for; another one is an error.
 
     Raises
     ------
@@ -46,14 +80,18 @@ class Session:
         Whatever loading and opening the device raise.
     """
 
-    def __init__(self, path: str, wanted: str | None) -> None:
+    def __init__(self, path: str, wanted: Wanted) -> None:
         start = time.perf_counter()
-        loaded = load(Path(path))
+        loaded = load(Path(path), device=None if isinstance(wanted, Mapping) else wanted)
         self.model: Model | None = loaded if isinstance(loaded, Model) else None
         self.executable: Executable | None = loaded if isinstance(loaded, Executable) else None
-        self._wanted: Device | None = device(wanted) if wanted or self.model else None
+        self._wanted: Device | Placement | None = None
+        if isinstance(wanted, Mapping):
+            self._wanted = Placement.of(wanted)
+        elif wanted or self.model:
+            self._wanted = device(wanted)
         if self.executable is not None:
-            self.executable = self.executable.compile(self._wanted)
+            self.executable = self.executable.compile(wanted)
         self.load_seconds = time.perf_counter() - start
         self.compile_seconds: float | None = None
 
@@ -102,7 +140,7 @@ class Session:
     def _require_values(self, feeds: Mapping[str, Array]) -> None:
         assert self.model is not None
         assert self._wanted is not None, "a model has a device"
-        if "compile" not in self._wanted.capabilities:
+        if isinstance(self._wanted, Device) and "compile" not in self._wanted.capabilities:
             return  # the references need no values ahead of time
         missing = sorted(shape_operands(self.model.graph) - feeds.keys())
         if missing:
@@ -115,7 +153,7 @@ class Session:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; outputs by name."""
         # by position: an input may have any name, "device" included
-        found = self.ready(*(feeds[name] for name in self.inputs), device=self._wanted)
+        found = self.ready(*(feeds[name] for name in self.inputs))
         outputs = found if isinstance(found, tuple) else (found,)
         return dict(zip(self.ready.output_names, outputs, strict=True))
 
