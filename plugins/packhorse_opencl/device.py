@@ -24,6 +24,7 @@ from packhorse.errors import (
 )
 from packhorse.kernel import Affine, Kernel, Store, contiguous
 from packhorse.kernel.expr import Load
+from packhorse.module_base import Module
 from packhorse_opencl.driver import opencl, opencl_devices, out_of_memory, refused, typed_errors
 from packhorse_opencl.library import KIND, ClLibrary
 from packhorse_opencl.memory import ClMemory, Pool, Uploads, rounded
@@ -32,6 +33,7 @@ from packhorse_opencl.module import ClModule, build, read
 __all__ = ["OpenClDevice"]
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Module)
 _STAGED = 1 << 20
 """Bytes up to which an upload copies the data, so that it needs not wait for the device."""
 
@@ -57,7 +59,7 @@ class OpenClDevice(DeviceMixin):
         self._pool, self._uploads = Pool(_creator(self.cl, self.context)), Uploads()
         self._errors = (self.cl.Error, MemoryError)
         self._lost = ""
-        self._modules: weakref.WeakSet[ClModule] = weakref.WeakSet()
+        self._modules: weakref.WeakSet[Module] = weakref.WeakSet()
 
     @cached_property
     def timing_queue(self) -> Any:
@@ -189,15 +191,16 @@ class OpenClDevice(DeviceMixin):
             raise CompileError(f"symbol '{twice[0]}' names two kernels. Give each its own name")
         return self._kept(build(self, ClLibrary.of(functions)))
 
-    def load(self, blob: bytes, kind: str) -> ClModule:
+    def load(self, blob: bytes, kind: str) -> Module:
         """The module of a compiled library.
 
         Parameters
         ----------
         blob : bytes
             What ``Module.save_blob`` of a module of this backend gave, on any machine.
+            Or what :func:`packhorse.module_blob.device_code_bytes` made of TVM's device code.
         kind : str
-            ``"opencl-text"``.
+            ``"opencl-text"``, or for TVM's ``"opencl"``.
 
         Raises
         ------
@@ -207,7 +210,10 @@ class OpenClDevice(DeviceMixin):
             A kernel needs what this device lacks, or the driver refused the text.
         """
         self.require_open()
-        readers = {KIND: read}
+        from packhorse_opencl import tvm_kernels as tvm  # libraries of TVM only
+
+        readers: dict[str, Callable[[OpenClDevice, bytes], Module]]
+        readers = {KIND: read, tvm.KIND: tvm.read_tvm}
         if kind not in readers:
             raise ArtifactError(
                 f"{self.name} reads code of the kind {', '.join(readers)}; this is '{kind:.80}'. "
@@ -215,7 +221,7 @@ class OpenClDevice(DeviceMixin):
             )
         return self._kept(readers[kind](self, blob))
 
-    def _kept(self, module: ClModule) -> ClModule:
+    def _kept(self, module: M) -> M:
         """Closed with the device, at the latest."""
         self._modules.add(module)
         return module

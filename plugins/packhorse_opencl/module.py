@@ -27,9 +27,9 @@ from packhorse_opencl.memory import ClMemory
 if TYPE_CHECKING:
     from packhorse_opencl.device import OpenClDevice
 
-__all__ = ["ClFunction", "ClModule", "build", "read"]
+__all__ = ["ClFunction", "ClModule", "build", "built", "program_of", "read"]
 
-_OPTIONS = "-cl-std=CL1.2"
+_OPTIONS = "-cl-std=CL1.2 -w"  # drivers write remarks about generated text to stderr
 _CACHE = DiskCache("opencl")
 
 
@@ -43,7 +43,7 @@ def build(device: OpenClDevice, library: ClLibrary) -> ClModule:
     """
     for kernel in library.kernels:
         _check_limits(device, kernel)
-    return ClModule(device, _program(device, library.text) if library.text else None, library)
+    return ClModule(device, program_of(device, library.text) if library.text else None, library)
 
 
 def read(device: OpenClDevice, blob: bytes) -> ClModule:
@@ -80,28 +80,39 @@ def _check_limits(device: OpenClDevice, kernel: ClKernel) -> None:
         )
 
 
-def _program(device: OpenClDevice, text: str) -> Any:
-    key = hashlib.sha256(f"{device.target!r} {_OPTIONS} {text}".encode()).hexdigest()
+def program_of(
+    device: OpenClDevice, text: str, options: str = _OPTIONS, what: str = "the generated kernels"
+) -> Any:
+    """The program built from OpenCL C, or fetched from the cache; ``what`` is for errors.
+
+    Raises
+    ------
+    CompileError
+        The driver refused the text; ``log`` says why.
+    """
+    key = hashlib.sha256(f"{device.target!r} {options} {text}".encode()).hexdigest()
     found = _CACHE.get(key)
     if found is not None:
         try:
-            return _built(device, device.cl.Program(device.context, [device.handle], [found]))
+            binary = device.cl.Program(device.context, [device.handle], [found])
+            return built(binary, options)
         except device.cl.Error:  # another driver's binary under the same name: build it again
             pass
     try:
-        program = _built(device, device.cl.Program(device.context, text))
+        program = built(device.cl.Program(device.context, text), options)
     except device.cl.Error as error:
         raise CompileError(
-            f"{device.name}: the OpenCL driver refused the generated kernels", f"{error}"
+            f"{device.name}: the OpenCL driver refused {what}", f"{error}"
         ) from error
     _CACHE.put(key, bytes(program.get_info(device.cl.program_info.BINARIES)[0]))
     return program
 
 
-def _built(device: OpenClDevice, program: Any) -> Any:
+def built(program: Any, options: str = _OPTIONS) -> Any:
+    """The program, built. Raises pyopencl's errors, with the log."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pyopencl turns a compiler's remarks into warnings
-        return program.build(options=_OPTIONS, cache_dir=False)
+        return program.build(options=options, cache_dir=False)
 
 
 def _kernel_names(device: OpenClDevice, program: Any) -> set[str]:
