@@ -224,10 +224,9 @@ class Executable:
         artifact does not say (TVM's)."""
         if self._compiled.placement is not None:
             return self._where
-        if self._artifact is not None:
-            return self._artifact.device
         program = self._compiled.program
-        return "" if program is None else program.metadata.get("device", "")
+        found = "" if program is None else program.metadata.get("device", "")
+        return found or ("" if self._artifact is None else self._artifact.device)
 
     @property
     def timings(self) -> dict[str, float]:
