@@ -141,15 +141,15 @@ DIALECTS: Mapping[str, Dialect] = {
 """The dialects, by name."""
 
 
-def dialect(name: str) -> Dialect:
-    """The dialect of that name.
+def dialect(name: str | Dialect) -> Dialect:
+    """The dialect of that name; a Dialect is returned as it is.
 
     Raises
     ------
     CompileError
         There is none; the message lists those there are.
     """
-    found = DIALECTS.get(name)
+    found = name if isinstance(name, Dialect) else DIALECTS.get(name)
     if found is None:
         raise CompileError(f"no C dialect '{name}'. Known are: {', '.join(sorted(DIALECTS))}")
     return found

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from packhorse.compiler.access import View
-from packhorse.compiler.c_dialects import dialect
+from packhorse.compiler.c_dialects import Dialect, dialect
 from packhorse.compiler.c_text_ops import register
 from packhorse.kernel.expr import Affine, Call, Expr, Load, Reduce, is_float, reduces, walk
 from packhorse.kernel.kernel import Buffer, Kernel, contiguous
@@ -40,8 +40,8 @@ class GpuTarget:
 
     Parameters
     ----------
-    dialect : str
-        Language of the kernels: ``opencl``, ``cuda`` or ``hip``.
+    dialect : str or Dialect
+        Language of the kernels: ``opencl``, ``cuda`` or ``hip``, or a table of one's own.
     name : str
         The device and driver, as far as they change the code.
     max_group : int
@@ -52,7 +52,7 @@ class GpuTarget:
         Whether float64 exists.
     """
 
-    dialect: str = "opencl"
+    dialect: str | Dialect = "opencl"
     name: str = ""
     max_group: int = 256
     local_bytes: int = 32 << 10
@@ -64,11 +64,12 @@ class GpuTarget:
 
         Nodes that need such kernels run on the host by their references.
         """
+        language = dialect(self.dialect)
         for dtype in dtypes:
             if dtype == "float64" and not self.float64:
                 return f"{self.name or 'the device'} has no float64"
-            if register(dtype) not in dialect(self.dialect).types:
-                return f"{self.dialect} has no type for {dtype}"
+            if register(dtype) not in language.types:
+                return f"{language.name} has no type for {dtype}"
         return ""
 
 

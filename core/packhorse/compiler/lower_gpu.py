@@ -65,7 +65,7 @@ def gpu_program(
     """
     from packhorse.compiler.lower_gpu_tiles import TileLowering  # it builds on this module
 
-    helpers = Helpers(dialect(language) if isinstance(language, str) else language)
+    helpers = Helpers(dialect(language))
     texts = []
     for symbol, kernel, plan in functions:
         kind = TileLowering if plan.mode == "tiles" else GpuLowering
