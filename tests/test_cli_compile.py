@@ -11,6 +11,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("llvmlite")
 
 from cli_kit import write_model, write_two_inputs
+from gpu_kit import opencl
 
 from packhorse import cli
 from packhorse.cli import _progress
@@ -69,6 +70,42 @@ def test_a_device_that_compiles_nothing(model, tmp_path, capsys):
 def test_values_of_inputs_that_do_not_exist(model, tmp_path, capsys):
     assert call(*HEAD, model, "-o", tmp_path / "deploy", "--value", "z=8") == 2
     assert "names the input 'z', which the model does not have" in capsys.readouterr().err
+
+
+def test_several_devices_share_one_file(model, tmp_path, capsys):
+    opencl()
+    both = tmp_path / "both.packhorse"
+    options = ("-o", both, "--shape", "x=1,8")
+    assert call("compile", model, "-d", "llvm-cpu, opencl:0", *options) == 0
+    out = capsys.readouterr().out
+    assert "for llvm-cpu:0, opencl:0\n" in out
+    assert re.search(r"^phase +llvm-cpu:0 +opencl:0$", out, re.M)
+    assert re.search(r"^ +opencl +opencl:0 +opencl-text +\d", out, re.M)
+    for device, folder in (("opencl:0", "a"), ("cpu", "b")):
+        words = ("-d", device, "-i", "random:1x8", "-o", tmp_path / folder)
+        assert call("run", both, *words) == 0
+        assert capsys.readouterr().out.startswith(device)
+    a, b = (np.load(tmp_path / n / "y.npy") for n in "ab")
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert call("bench", both, "-d", "opencl:0,cpu", "--runs", "1", "--warmup", "0") == 0
+    assert re.search(r"^opencl:0 +- ", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("devices", "target", "message"),
+    [
+        ("llvm-cpu,opencl:0", "deploy/", "can hold code for one device, 2 were named.*deploy.pack"),
+        ("llvm-cpu,opencl:0", "m.so", "can hold code for one device, 2 were named.*m.packhorse"),
+        ("llvm-cpu,llvm-cpu?threads=1", "m.packhorse", "names 'llvm-cpu' twice"),
+        ("llvm-cpu,nothing", "m.packhorse", "nothing"),
+        ("llvm-cpu,cpu", "m.packhorse", "references on 'cpu:0'"),
+    ],
+)
+def test_several_devices_that_cannot_be_saved(model, devices, target, message, tmp_path, capsys):
+    words = ("-d", devices, "-o", f"{tmp_path}/{target}", "--shape", "x=1,8")
+    assert call("compile", model, *words) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
 
 def test_progress_is_shown_when_it_takes_long(monkeypatch, caplog, capsys):

@@ -1,6 +1,8 @@
 """``packhorse inspect``: models and artifacts, as text and as JSON."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ pytest.importorskip("onnx")
 from cli_kit import write_model
 
 from packhorse import cli
+from packhorse.artifact import load_artifact, save_artifact
 
 FORMS = ("deploy", "small.packhorse", "small.so")
 TVM = Path(__file__).parent / "data" / "tvm"
@@ -91,6 +94,35 @@ def test_artifacts_say_what_code_they_hold(compiled, form, capsys):
     code = found["code"]["imports"][0] if form.endswith(".so") else found["code"]
     assert (code["kind"], code["abis"]) == ("library", ["legacy", "ffi"])
     assert all(name.startswith("ph_") for name in code["functions"])
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+def test_artifacts_say_their_targets_and_files(compiled, form, capsys):
+    out = inspected(capsys, compiled / form)
+    assert re.search(r"^ +llvm-cpu +llvm-cpu:0 +shared library +\d+ +\d+ \(0 shared\) ", out, re.M)
+    found = json.loads(inspected(capsys, compiled / form, "--json"))
+    (target,) = found["targets"]
+    assert (target["name"], target["code"]) == ("llvm-cpu", "shared library")
+    assert target["parameter_bytes"] == found["parameter_bytes"] > 0
+    for file in found["files"]:
+        assert f"  {file['name']} " in out
+        if form == "deploy":
+            assert file["bytes"] == (compiled / form / file["name"]).stat().st_size
+
+
+def test_an_artifact_whose_device_is_not_here(compiled, tmp_path, capsys):
+    found = load_artifact(compiled / "small.packhorse")
+    code = {"libraries": {"faraway": b"code"}, "kinds": {"faraway": "faraway-code"}}
+    other = replace(found, programs={"faraway": found.program()}, **code)
+    path = save_artifact(tmp_path / "far.packhorse", other)
+    out = inspected(capsys, path)
+    assert "no backend 'faraway'" in out
+    assert re.search(r"^  x +float32 +\(1, 8\)$", out, re.M)
+    assert re.search(r"^  faraway +llvm-cpu:0 +faraway-code ", out, re.M)
+    assert re.search(r"^  lib/faraway.code +4 B$", out, re.M)
+    assert "where it runs" not in out
+    assert cli.main(["inspect", str(path), "--device", "cpu"]) == 2
+    assert "code for faraway, none for 'cpu:0'" in capsys.readouterr().err
 
 
 def test_an_artifact_on_another_device_of_host_memory(compiled, capsys):
