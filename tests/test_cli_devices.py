@@ -30,9 +30,9 @@ def fresh(monkeypatch):
 def test_devices_table(capsys):
     assert cli.main(["devices"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["device", "installed", "driver", "usable", "memory", "what"]
+    assert " ".join(header.split()) == "device kind installed driver usable memory what"
     cpu = next(row for row in rows if row.startswith("cpu:0"))
-    assert cpu.split()[1:4] == ["yes", "yes", "yes"]
+    assert cpu.split()[1:5] == ["cpu", "yes", "yes", "yes"]
 
 
 def test_devices_json(capsys):
@@ -41,6 +41,7 @@ def test_devices_json(capsys):
     cpu = next(row for row in rows if row["device"] == "cpu:0")
     assert cpu["status"] == "ok"
     assert cpu["memory"] > 0
+    assert cpu["kind"] == "cpu"
 
 
 def test_a_broken_plugin_is_a_row(capsys, tmp_path, monkeypatch, fresh):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from packhorse.cli._output import bytes_text, print_json, print_table
+from packhorse.cli._output import bytes_text, own_stdout, print_json, print_table
 from packhorse.device import DeviceInfo, devices
 
 __all__ = ["configure", "run"]
 
-_HEADER = ("device", "installed", "driver", "usable", "memory", "what")
+_HEADER = ("device", "kind", "installed", "driver", "usable", "memory", "what")
 _WORDS: dict[str, tuple[str, str, str]] = {
     # status: installed, driver, usable
     "ok": ("yes", "yes", "yes"),
@@ -35,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the devices."""
-    rows = devices(probe=arguments.probe, timeout=arguments.timeout)
+    with own_stdout():
+        rows = devices(probe=arguments.probe, timeout=arguments.timeout)
     if arguments.json:
         print_json([{"device": row.device, **row.to_json()} for row in rows])
         return 0
@@ -49,6 +50,7 @@ def _cells(row: DeviceInfo) -> tuple[str, ...]:
     installed, driver, usable = _WORDS[row.status]
     return (
         row.device,
+        row.kind,
         installed,
         row.driver or driver,
         usable,
@@ -62,4 +64,4 @@ def what(row: DeviceInfo) -> str:
     if row.status in ("ok", "not probed"):
         return row.name
     reason = row.reason or row.status
-    return f"{reason} ({row.fix})" if row.fix else reason
+    return f"{reason}; {row.fix[:1].lower()}{row.fix[1:]}" if row.fix else reason

@@ -12,14 +12,10 @@ from collections.abc import Iterator
 from packhorse import _config
 from packhorse._devices import default_devices
 from packhorse._version import __version__
-from packhorse.cli import _host
+from packhorse.cli import _host, _plugins
 from packhorse.cli._devices import what
 from packhorse.cli._output import bytes_text, print_json, print_section, print_table
-from packhorse.errors import PackhorseError
-from packhorse.plugin.checks import check_packages
-from packhorse.plugin.child import Child, ChildFailed
-from packhorse.plugin.entries import GROUPS
-from packhorse.plugin.manager import BACKENDS, FRONTENDS, default_manager
+from packhorse.plugin.child import ChildFailed
 
 __all__ = ["configure", "run"]
 
@@ -42,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         "Host": dict(_host.facts()),
         "Cache": dict(_cache()),
         "Environment": dict(_environment()),
-        "Plugins": dict(_plugins()),
+        "Plugins": dict(_plugins.rows(arguments.timeout)),
     }
     checks = list(_checks(arguments.timeout))
     failed = any(verdict == "FAIL" for _, verdict, _ in checks)
@@ -89,39 +85,14 @@ def _environment() -> Iterator[tuple[str, str]]:
             yield name, "unknown: packhorse does not read it"
 
 
-def _plugins() -> Iterator[tuple[str, str]]:
-    manager = default_manager()
-    for group in GROUPS:
-        for name in manager.names(group):
-            yield f"{group.partition('.')[2]}: {name}", _plugin(group, name)
-    for (group, name), reason in manager.refused.items():
-        yield f"{group.partition('.')[2]}: {name}", f"switched off by {reason}"
-
-
-def _plugin(group: str, name: str) -> str:
-    manager = default_manager()
-    try:
-        if group == BACKENDS:
-            check_packages(manager.backend_info(name))
-        elif group == FRONTENDS:
-            check_packages(manager.frontend_info(name))
-        else:
-            manager.load(group, name)
-        entry = manager.entry(group, name)
-    except PackhorseError as error:
-        return str(error)
-    return f"ok ({entry.dist} {entry.version})"
-
-
 def _checks(timeout: float) -> Iterator[tuple[str, str, str]]:
     for row in default_devices().rows(probe=True, timeout=timeout):
         if row.status != "ok":
             absent = row.status in ("not installed", "no driver", "no device")
             yield row.device, "skip" if absent else "FAIL", what(row)
             continue
-        # In a child: a driver that crashes in its check must not take the report with it.
         try:
-            reason = Child("packhorse.cli._check", row.device, {}, timeout).result()
+            reason = _plugins.ask({"device": row.device}, timeout).result()
         except ChildFailed as error:
             reason = f"its check {error}"
         yield row.device, "FAIL" if reason else "PASS", reason or row.name

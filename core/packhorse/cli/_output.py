@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-__all__ = ["bytes_text", "fail", "print_json", "print_section", "print_table"]
+__all__ = ["bytes_text", "fail", "own_stdout", "print_json", "print_section", "print_table"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STYLES = {"PASS": "green", "ok": "green", "yes": "green", "FAIL": "red", "error": "red"}
@@ -39,11 +40,34 @@ def bytes_text(count: int | None) -> str:
     return f"{size:.1f} {_UNITS[unit]}" if unit else f"{count} B"
 
 
+@contextmanager
+def own_stdout() -> Iterator[None]:
+    """Send to stderr what plugins print while they load: stdout is for the answer alone."""
+    sys.stdout.flush()
+    try:
+        real = os.dup(1)
+    except OSError:  # closed
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(real, 1)
+        os.close(real)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write rows under a header; an empty header row is left out."""
+    """Write rows under a header; an empty header row is left out.
+
+    One line a row, whole, where a program or a pager reads; folded on a terminal.
+    """
+    rows = [[cell.replace("\n", " ") for cell in row] for row in rows]
     if sys.stdout.isatty() and _print_rich(header, rows):
         return
-    every = [list(header), *map(list, rows)] if any(header) else [list(row) for row in rows]
+    every = [list(header), *rows] if any(header) else rows
     widths = [max((len(row[i]) for row in every), default=0) for i in range(len(header))]
     for row in every:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -63,5 +87,5 @@ def _print_rich(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     for row in rows:
         # Text, not str: a "[" in a reason ('packhorse[onnx]') must not be taken for markup
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console(width=shutil.get_terminal_size().columns).print(table)
+    Console().print(table)
     return True
