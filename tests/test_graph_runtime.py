@@ -18,6 +18,7 @@ from packhorse.errors import (
     ArgumentValueError,
     ArtifactError,
     DeviceClosed,
+    DeviceError,
     DeviceUnavailable,
     FunctionNotFound,
     PackhorseError,
@@ -699,7 +700,15 @@ def test_nothing_leaks_in_1000_cycles(kernels, closed):
 
 
 @pytest.mark.parametrize(
-    "where", [("cpu",), (1, 0), (ph.device("cpu"),), (ph.device("cpu"), 1, 0), (np.int32(1), 0)]
+    "where",
+    [
+        ("cpu",),
+        (1, 0),
+        (ph.device("cpu"),),
+        (ph.device("cpu"), 1, 0),
+        (np.int32(1), 0),
+        (1, 0, 4, 99),
+    ],
 )
 def test_devices_as_tvm_writes_them(kernels, where):
     module = create(program_to_json(CHAIN), kernels, *where)
@@ -713,9 +722,9 @@ def test_devices_as_tvm_writes_them(kernels, where):
         ((), ArgumentValueError, r"no device was given; pass packhorse.device\('cpu'\)"),
         ((1,), ArgumentValueError, "device type 1 lacks its device id"),
         ((1, 0, 1), ArgumentValueError, "lacks its device id"),
-        ((2, 0), DeviceUnavailable, r"found device type 2 \(cuda\), index 0"),
-        ((1, 0, 4, 1), DeviceUnavailable, r"type 4 \(opencl\), index 1"),
-        ((99, 0), DeviceUnavailable, "unknown"),
+        ((2, 7), DeviceError, "cuda"),  # without a plugin, or without an eighth GPU
+        ((3, 0), DeviceUnavailable, r"do not run on device type 3 \(cuda_host\), index 0"),
+        ((99, 0), DeviceUnavailable, r"do not run on device type 99"),
         ((1.5, 0), ArgumentTypeError, "not a float"),
         ((None,), ArgumentTypeError, "a Device, a device string or two ints"),
     ],

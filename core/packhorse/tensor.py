@@ -233,6 +233,8 @@ class Tensor:
         DeviceClosed
             One of the two was closed.
         """
+        if isinstance(source, Tensor) and self._copied_there(source):
+            return self
         array = source.numpy() if isinstance(source, Tensor) else np.asarray(source)
         _check_same(array, self)
         if self._array is None:
@@ -243,6 +245,17 @@ class Tensor:
         else:
             np.copyto(self._array, array)
         return self
+
+    def _copied_there(self, source: Tensor) -> bool:
+        """Copy within a device that can, queued and not waited for."""
+        if self._block is None or source._block is None or self.device is not source.device:
+            return False
+        device: Any = self.device
+        if "copy" not in device.capabilities:
+            return False
+        _check_same(source, self)
+        device.copy(source._block.memory, self._block.memory, self.nbytes)
+        return True
 
     def copy_to(self, target: Tensor | Array) -> None:
         """Write the elements into a tensor or array of the same shape and dtype.
@@ -261,17 +274,21 @@ class Tensor:
         """
         wanted = _resolve(_dims(shape), self.size)
         if self._array is None:
-            view = Tensor.__new__(Tensor)
-            view._array, view._slot, view._packed = None, None, None
-            view._block = self._open_block()
-            view.shape, view.dtype, view.device = wanted, self.dtype, self.device
-            return view
+            return self._viewed(wanted, self.dtype)
         if not self._array.flags.c_contiguous:
             raise ArgumentValueError(
                 "a strided tensor cannot be reshaped without a copy; use "
                 "packhorse.tensor(t.numpy().reshape(...))"
             )
         return Tensor(self._array.reshape(wanted), self.device)
+
+    def _viewed(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        """The first bytes of device memory as another tensor; the caller answers for the size."""
+        view = Tensor.__new__(Tensor)
+        view._array, view._slot, view._packed = None, None, None
+        view._block = self._open_block()
+        view.shape, view.dtype, view.device = shape, dtype, self.device
+        return view
 
     # ------------------------------------------------------------ DLPack
 
@@ -481,7 +498,7 @@ def _resolve(dims: tuple[int, ...], size: int) -> tuple[int, ...]:
     return resolved
 
 
-def _check_same(array: Array, target: Tensor) -> None:
+def _check_same(array: Array | Tensor, target: Tensor) -> None:
     if array.dtype != target.dtype:
         raise ArgumentTypeError(
             f"the target holds {target.dtype}, found {array.dtype}; convert with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
@@ -33,9 +34,9 @@ class Argument:
         What it must be set to.
     replaceable : bool
         Its memory may be the caller's: nothing else lies in that storage.
-    view : ndarray
-        Where its elements are now.
-    own : ndarray
+    view : ndarray or Tensor
+        Where its elements are now: a Tensor on devices of their own memory.
+    own : ndarray or Tensor
         Where they are unless the caller gave other memory.
     """
 
@@ -44,11 +45,16 @@ class Argument:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     replaceable: bool
-    view: Array
-    own: Array = field(init=False)
+    view: Any
+    own: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.own = self.view
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"'{self.name}' {self.dtype}{list(self.shape)}"
@@ -113,22 +119,27 @@ class Arguments:
                 "needs host memory: pass tensor.numpy()"
             )
         array = value if type(value) is np.ndarray else host_array(what, value)
-        if array.dtype != row.dtype:
-            raise ArgumentTypeError(
-                f"{what} must be {row.dtype}, found {array.dtype}; convert it "
-                f"with array.astype('{row.dtype}')"
-            )
-        if array.shape != row.shape:
-            fix = "reshape it" if array.size == row.own.size else "compile for that shape"
-            raise ArgumentValueError(
-                f"{what} must have shape {row.shape}, found {array.shape}; {fix}"
-            )
+        self.check(row, array)
         if exact and not array.flags.c_contiguous:
             raise ArgumentValueError(
                 f"the memory of {what} is strided; zero copy needs a C-contiguous array: pass "
                 "numpy.ascontiguousarray(array)"
             )
         return array
+
+    def check(self, row: Argument, array: Array | Tensor) -> None:
+        """Refuse another dtype or shape than the row's. Raises as :meth:`accept`."""
+        what = f"{self.kind} '{row.name}'"
+        if array.dtype != row.dtype:
+            raise ArgumentTypeError(
+                f"{what} must be {row.dtype}, found {array.dtype}; convert it "
+                f"with array.astype('{row.dtype}')"
+            )
+        if array.shape != row.shape:
+            fix = "reshape it" if array.size == math.prod(row.shape) else "compile for that shape"
+            raise ArgumentValueError(
+                f"{what} must have shape {row.shape}, found {array.shape}; {fix}"
+            )
 
 
 def host_array(what: str, value: Any) -> Array:

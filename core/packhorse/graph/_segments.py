@@ -77,16 +77,22 @@ class Tensors:
     Memory that comes with each run is put in with :meth:`bind`.
     """
 
+    where = (1, 0)
+    """DLPack's device type and number: host memory."""
+
     def __init__(self, program: Program, placement: Placement) -> None:
-        self.program, self._memory = program, dict(placement.memory)
-        self._addresses = {s: address(array) for s, array in self._memory.items()}
+        self._memory: dict[int, Array] = dict(placement.memory)
+        self._describe(program, {s: address(array) for s, array in self._memory.items()})
+
+    def _describe(self, program: Program, addresses: dict[int, int]) -> None:
+        self.program, self._addresses = program, addresses
         self._pointers: dict[int, list[Any]] = {}
         self._slots = [self._slot(i, e.shape) for i, e in enumerate(program.entries)]
 
     def _slot(self, number: int, shape: tuple[int, ...], abi: Abi = "legacy") -> Slot:
         entry = self.program.entries[number]
         place = self._addresses.get(entry.storage, 0)
-        slot = Slot(shape, entry_dtype(entry).name, place, abi=abi)
+        slot = Slot(shape, entry_dtype(entry).name, place, self.where, abi)
         self._pointers.setdefault(entry.storage, []).append(slot.pointer)
         return slot
 
@@ -129,6 +135,16 @@ class Tensors:
         entry = self.program.entries[number]
         found = view(self._memory[entry.storage], entry)
         return found.reshape(-1) if flat else found
+
+    def store(self, numbers: Sequence[int], arrays: Sequence[Array]) -> None:
+        """What a host function wrote into :meth:`array`: there already, on the host."""
+
+    def check(self, step: Step, function: Any) -> None:
+        """Refuse a function that cannot work on this memory: none of them, on the host."""
+
+    def native(self, bound: Sequence[tuple[Step, _Code]], threads: int) -> list[Segment]:
+        """Segments for a stretch of compiled steps."""
+        return [NativeSegment(bound, self, threads)]
 
 
 class _Code(NamedTuple):
@@ -188,7 +204,9 @@ class HostSegment(Segment):
 def _call_host(step: Step, runner: HostRunner, tensors: Tensors) -> None:
     flat = _flattened(step)
     inputs = [tensors.array(i, flat) for i in step.inputs]
-    runner(step, inputs, [tensors.array(i, flat) for i in step.outputs])
+    outputs = [tensors.array(i, flat) for i in step.outputs]
+    runner(step, inputs, outputs)
+    tensors.store(step.outputs, outputs)
 
 
 def segments(
@@ -208,27 +226,28 @@ def segments(
         A ``__nop`` whose output does not share the memory of its input.
     """
     found: list[Segment] = []
-    resolved = list(_resolve(steps, tensors.program, module, host))
+    resolved = list(_resolve(steps, tensors, module, host))
     for native, group in groupby(resolved, key=lambda pair: isinstance(pair[1], _Code)):
         if native:
             bound = [(step, target) for step, target in group if isinstance(target, _Code)]
-            found.append(NativeSegment(bound, tensors, threads))
+            found += tensors.native(bound, threads)
         else:
             found += [HostSegment(s, target, tensors) for s, target in group if callable(target)]
     return found
 
 
 def _resolve(
-    steps: Sequence[Step], program: Program, module: ModuleLike | None, host: HostRunner | None
+    steps: Sequence[Step], tensors: Tensors, module: ModuleLike | None, host: HostRunner | None
 ) -> Iterator[tuple[Step, _Code | HostRunner]]:
     """Each step with its address, or with the Python function that runs it."""
+    program = tensors.program
     known: dict[str, tuple[_Code | HostRunner, Any]] = {}
     for step in steps:
         if step.function == NOP:
             _check_nop(step, program)
             continue
         if step.function not in known:
-            known[step.function] = _target(step, module, host)
+            known[step.function] = _target(step, tensors, module, host)
         target, signature = known[step.function]
         if signature is not None:
             _check_signature(signature, step, program)
@@ -236,7 +255,7 @@ def _resolve(
 
 
 def _target(
-    step: Step, module: ModuleLike | None, host: HostRunner | None
+    step: Step, tensors: Tensors, module: ModuleLike | None, host: HostRunner | None
 ) -> tuple[_Code | HostRunner, Any]:
     """What runs a step, and what the library says it takes (None: nothing)."""
     if step.function == COPY:
@@ -247,6 +266,7 @@ def _target(
     native = getattr(function, "address", None)
     if not isinstance(native, int):
         return partial(_call_packed, function), None
+    tensors.check(step, function)
     code = _Code(native, getattr(function, "abi", "legacy"))
     return code, getattr(function, "signature", None)
 

@@ -14,6 +14,7 @@ from packhorse.graph._storage import Array, entry_dtype, place_all
 from packhorse.graph.program import Program
 from packhorse.native.memory import address_of
 from packhorse.native.runtime import ffi
+from packhorse.tensor import Tensor
 
 __all__ = ["State"]
 
@@ -41,13 +42,17 @@ class State:
     """
 
     def __init__(self, program: Program) -> None:
-        self.program = program
         placed = place_all(program)
         self.tensors = Tensors(program, placed)
+        self._describe(program, placed.bound_inputs, placed.bound_outputs)
+
+    def _describe(self, program: Program, inputs: set[int], outputs: set[int]) -> None:
+        """Rows of what is there; the numbers are of entries that may lie elsewhere."""
+        self.program = program
         given, entries = (*program.inputs, *program.params), program.entries
         names = [entries[i].name for i in given]
-        self.inputs = Arguments("input", self._rows(given, names, placed.bound_inputs))
-        results = self._rows(program.outputs, _output_names(program), placed.bound_outputs)
+        self.inputs = Arguments("input", self._rows(given, names, inputs))
+        results = self._rows(program.outputs, _output_names(program), outputs)
         self.outputs = Arguments("output", results)
         used = {i for step in program.steps for i in step.inputs} | set(program.outputs)
         self.unset = {row.name: row for row in self.inputs.rows if row.number in used}
@@ -58,20 +63,38 @@ class State:
     ) -> list[Argument]:
         rows = []
         for number, name in zip(numbers, names, strict=True):
-            entry, view = self.program.entries[number], self.tensors.array(number)
+            entry, view = self.program.entries[number], self._view(number)
             row = Argument(
                 name, number, entry_dtype(entry), entry.shape, number in replaceable, view
             )
             rows.append(row)
         return rows
 
+    def _view(self, number: int) -> Any:
+        """Where the elements of an entry are."""
+        return self.tensors.array(number)
+
+    def tensor(self, row: Argument) -> Tensor:
+        """The memory of an input or output, not a copy."""
+        return Tensor(row.view)
+
+    def fetched(self, row: Argument) -> Tensor:
+        """A copy on the host."""
+        return Tensor(row.view.copy())
+
+    def _accept(self, row: Argument, value: Any) -> Any:
+        """``value`` as something to copy in; raises as :meth:`Arguments.accept`."""
+        return self.inputs.accept(row, value)
+
+    def _write(self, row: Argument, value: Any) -> None:
+        np.copyto(row.own, value)
+
     def set(self, pairs: list[tuple[Argument, Any]]) -> None:
         """Copy arrays in: all of them, or none when one does not fit."""
-        accept = self.inputs.accept
-        for row, array in [(row, accept(row, value)) for row, value in pairs]:
+        for row, value in [(row, self._accept(row, value)) for row, value in pairs]:
             if row.view is not row.own:  # never write into memory that was only lent
                 self._point(row, row.own)
-            np.copyto(row.own, array)
+            self._write(row, value)
             self.unset.pop(row.name, None)
 
     def replace(self, rows: Arguments, key: Any, value: Any, instead: str) -> None:
@@ -89,31 +112,31 @@ class State:
             )
         self._use(row, array)
 
-    def _use(self, row: Argument, array: Array) -> None:
-        self._point(row, array)
+    def _use(self, row: Argument, memory: Any) -> None:
+        self._point(row, memory)
         self.unset.pop(row.name, None)
 
-    def _point(self, row: Argument, array: Array) -> None:
-        self.tensors.point(row.number, array)
-        row.view = array
+    def _point(self, row: Argument, memory: Any) -> None:
+        self.tensors.point(row.number, memory)
+        row.view = memory
 
-    def load(self, params: Mapping[str, Array]) -> None:
+    def load(self, params: Mapping[str, Any]) -> None:
         """Copy params in; names the graph lacks are ignored, as TVM does."""
         rows = [row for row in self.inputs.rows if row.name in params]
         self.set([(row, params[row.name]) for row in rows])
         self.params.update(row.name for row in rows)
 
-    def lend(self, params: Mapping[str, Array]) -> None:
+    def lend(self, params: Mapping[str, Any]) -> None:
         """Use params where they are; copy those that are strided, unaligned or not replaceable."""
         rows = [row for row in self.inputs.rows if row.name in params]
-        accepted = [(row, self.inputs.accept(row, params[row.name])) for row in rows]
-        self.set([(row, array) for row, array in accepted if not self._lendable(row, array)])
-        for row, array in accepted:
-            if self._lendable(row, array):
-                self._use(row, array)
+        accepted = [(row, self._accept(row, params[row.name])) for row in rows]
+        self.set([(row, value) for row, value in accepted if not self._lendable(row, value)])
+        for row, value in accepted:
+            if self._lendable(row, value):
+                self._use(row, value)
         self.params.update(row.name for row in rows)
 
-    def _lendable(self, row: Argument, array: Array) -> bool:
+    def _lendable(self, row: Argument, array: Any) -> bool:
         if not row.replaceable or not array.flags.c_contiguous:
             return False
         return not array.size or address_of(array) % alignment_of(self.program, row.dtype) == 0
@@ -127,11 +150,10 @@ class State:
             found = linked(self.program.entries[row.number].storage) if row.replaceable else None
             if not found:
                 continue
-            raw = ffi.buffer(ffi.cast("char *", int(found)), row.own.nbytes)
+            raw = ffi.buffer(ffi.cast("char *", int(found)), row.nbytes)
             array = np.frombuffer(raw, np.uint8).view(row.dtype).reshape(row.shape)
             array.flags.writeable = False  # const data of a library
-            self._use(row, array)
-            self.params.add(row.name)
+            self.lend({row.name: array})
 
     def require_set(self) -> None:
         """Refuse to run on memory nobody wrote to.

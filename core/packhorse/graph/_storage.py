@@ -36,6 +36,7 @@ __all__ = [
     "new_aligned",
     "place",
     "place_all",
+    "replaceable",
     "view",
 ]
 
@@ -145,11 +146,14 @@ def place_all(program: Program) -> Placement:
     ``bound_inputs`` (params among them) and ``bound_outputs`` are the entries whose memory may
     be replaced by the caller's. Raises ArtifactError and DeviceMemoryError as :func:`place`.
     """
-    sizes = program.storage_bytes()
+    memory, total = _arena(program.storage_bytes())
+    return Placement(memory, *replaceable(program), total, 0)
+
+
+def replaceable(program: Program) -> tuple[set[int], set[int]]:
+    """Entries whose memory may be the caller's: inputs (params among them), and outputs."""
     given = (*program.inputs, *program.params)
-    bound_inputs, bound_outputs = _bound(program, given, sizes, _written(program))
-    memory, total = _arena(sizes)
-    return Placement(memory, bound_inputs, bound_outputs, total, 0)
+    return _bound(program, given, program.storage_bytes(), _written(program))
 
 
 def _written(program: Program) -> set[int]:

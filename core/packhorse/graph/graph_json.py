@@ -26,7 +26,9 @@ _ONCE, _OURS = "packhorse_once", "packhorse"
 _CALL = ("func_name", "num_inputs", "num_outputs", "flatten_data")
 _MAX_ENTRIES = 1_000_000
 _TVM = {"alignment": "strict"}
-"""Metadata of graphs that packhorse did not write: TVM's kernels fault on unaligned tensors."""
+"""Metadata of graphs that packhorse did not write: TVM's kernels fault on unaligned tensors. Those
+compiled for a device say so: ``device_type``."""
+_OUR_METADATA = "metadata.packhorse.metadata"
 
 
 # ---------------------------------------------------------------- writing
@@ -191,7 +193,7 @@ class _Reader:
         dtypes = self._column(attrs, "dltype", "list_str", count)
         storages = self._column(attrs, "storage_id", "list_int", count)
         shapes = self._column(attrs, "shape", "list_shape", count)
-        _one_device(attrs, count)
+        self.device_type = _one_device(attrs, count)
         made = []
         for i in range(count):
             dtype = js.text(dtypes[i], f"dltype[{i}]")
@@ -261,8 +263,13 @@ class _Reader:
             tuple(self.steps),
             tuple(outputs),
             tuple(names),
-            _pairs(ours.get("metadata", {} if ours else _TVM), "metadata.packhorse.metadata"),
+            _pairs(ours.get("metadata", {} if ours else self._foreign()), _OUR_METADATA),
         )
+
+    def _foreign(self) -> dict[str, str]:
+        """Metadata of a graph that TVM wrote."""
+        known = self.device_type
+        return _TVM if known is None else {**_TVM, "device_type": str(known)}
 
 
 def _step(
@@ -287,9 +294,10 @@ def _step(
     return Step(function, inputs, outputs, name, once, rest)
 
 
-def _one_device(attrs: dict[str, Any], count: int) -> None:
+def _one_device(attrs: dict[str, Any], count: int) -> int | None:
+    """DLPack type of the device that all entries lie on; None where the graph does not say."""
     if "device_index" not in attrs:
-        return
+        return None
     pair = js.listing(attrs["device_index"], "attrs.device_index")
     if len(pair) != 2 or len(js.listing(pair[1], "attrs.device_index")) != count:
         raise ArtifactError(f'attrs.device_index must be ["list_int", [{count} numbers]]')
@@ -299,6 +307,7 @@ def _one_device(attrs: dict[str, Any], count: int) -> None:
             f"the graph is spread over devices of types {types}, which is not supported; "
             "compile it for one target"
         )
+    return types[0] if types else None
 
 
 def _strings(ours: dict[str, Any], key: str) -> list[str]:

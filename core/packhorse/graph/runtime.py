@@ -24,11 +24,11 @@ import numpy as np
 from packhorse.errors import ArgumentTypeError, ArgumentValueError
 from packhorse.function import PackedFunction, add_value_type
 from packhorse.graph._arguments import Argument
-from packhorse.graph._devices import Place, host_place
+from packhorse.graph._device_state import DeviceState
+from packhorse.graph._devices import Place, require_host
 from packhorse.graph._segments import HostRunner, ModuleLike, Segment
 from packhorse.graph._segments import segments as make_segments
 from packhorse.graph._state import State
-from packhorse.graph._storage import Array
 from packhorse.graph.params import load_params, param_names
 from packhorse.graph.program import Program, Step
 from packhorse.module import Module
@@ -64,7 +64,7 @@ class GraphModule(Module):
     module : Module or None
         Where the functions of the steps are; the global registry is asked next.
     place : Place
-        The host device it was made for, and its number of threads.
+        The device it was made for. On one with memory of its own all tensors lie there.
     host : callable, optional
         Runs the steps ``packhorse.op.*`` of graphs that packhorse compiled.
     linked : callable, optional
@@ -104,7 +104,8 @@ class GraphModule(Module):
         self.program, self.place = program, place or Place()
         self._lock = threading.RLock()
         self._source, self._host = module, host
-        self._state = State(program)
+        where = self.place.device
+        self._state = State(program) if where is None else DeviceState(program, where)
         self._segments = self._bind_steps(program.steps)
         self._calls = [segment.run for segment in self._segments]
         linked = linked or _find_linked(module)
@@ -183,7 +184,7 @@ class GraphModule(Module):
         """
         self.set_params(load_params(_blob(source)))
 
-    def set_params(self, params: Mapping[str, Array], *, lend: bool = False) -> None:
+    def set_params(self, params: Mapping[str, Any], *, lend: bool = False) -> None:
         """The same from arrays by name.
 
         ``lend=True`` uses those that are aligned and contiguous where they are, for many modules
@@ -217,7 +218,7 @@ class GraphModule(Module):
         names = [n for n in param_names(_blob(source)) if n in self._state.inputs.index]
         self.set_params(other._views(names), lend=True)
 
-    def _views(self, names: Iterable[str]) -> dict[str, Array]:
+    def _views(self, names: Iterable[str]) -> dict[str, Any]:
         with self._lock:
             self._require_open()
             rows = [self._state.inputs.find(name) for name in names]
@@ -229,10 +230,13 @@ class GraphModule(Module):
             return {row.name: row.view for row in rows}
 
     def get_input(self, key: Any) -> Tensor:
-        """The tensor of an input or param: the memory the next run reads, not a copy."""
+        """The tensor of an input or param: the memory the next run reads, not a copy.
+
+        It lies on the graph's device.
+        """
         with self._lock:
             self._require_open()
-            return Tensor(self._state.inputs.find(key).view)
+            return self._state.tensor(self._state.inputs.find(key))
 
     def get_input_index(self, name: str) -> int:
         """Position of an input or param; -1 when there is none of that name."""
@@ -284,7 +288,7 @@ class GraphModule(Module):
         DeviceUnavailable
             Another device.
         """
-        host_place((device_type, device_id))
+        require_host(device_type, device_id)
         if len(pairs) % 2:
             raise ArgumentValueError(
                 f"run_from_inputs takes a name and an array for each input, found {len(pairs)} "
@@ -294,7 +298,7 @@ class GraphModule(Module):
             for key, value in zip(pairs[::2], pairs[1::2], strict=True):
                 self.set_input(key, value)
             self.run()
-            return [Tensor(row.view.copy()) for row in self._state.outputs.rows]
+            return [self._state.fetched(row) for row in self._state.outputs.rows]
 
     # ------------------------------------------------------------ outputs
 
@@ -320,18 +324,18 @@ class GraphModule(Module):
             self._require_open()
             row = self._state.outputs.find(key)
             if out is None:
-                return Tensor(row.view)
+                return self._state.tensor(row)
             self._copy_out(row, out)
             return None
 
     def _copy_out(self, row: Argument, out: Any) -> None:
         if isinstance(out, Tensor):
-            out.copy_from(row.view)
+            out.copy_from(self._state.tensor(row))
             return
         target = self._state.outputs.accept(row, out)
         if not target.flags.writeable:
             raise ArgumentValueError("the array to copy the output into is read-only")
-        np.copyto(target, row.view)
+        np.copyto(target, self._state.tensor(row).numpy())
 
     def get_num_outputs(self) -> int:
         """Number of outputs."""

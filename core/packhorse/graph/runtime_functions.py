@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from packhorse.errors import ArgumentTypeError, DeviceUnavailable
 from packhorse.function import PackedFunction
-from packhorse.graph._devices import host_place
+from packhorse.graph._devices import place_of
 from packhorse.graph._segments import HOST_PREFIX, HostRunner, ModuleLike
 from packhorse.graph.graph_json import program_from_json
 from packhorse.graph.program import Program
@@ -32,8 +32,9 @@ def create(graph_json: str | bytes, module: ModuleLike | None, *where: Any) -> G
     module : Module
         The library with the functions of the graph.
     *where
-        A Device, a device string, or TVM's ``device_type, device_id`` (1, 0). Before it, a
-        function ``f(storage_id) -> address`` of weights in the library may stand.
+        A Device, a device string, or TVM's ``device_type, device_id`` (1, 0); of several the one
+        that the graph was compiled for. Before them, a function ``f(storage_id) -> address`` of
+        weights in the library may stand.
 
     Raises
     ------
@@ -41,8 +42,8 @@ def create(graph_json: str | bytes, module: ModuleLike | None, *where: Any) -> G
         The JSON is damaged.
     FunctionNotFound
         The library lacks a function of the graph.
-    DeviceUnavailable
-        The device is not host memory.
+    DeviceError
+        The graph was compiled for another device, or the device cannot be opened.
     ArgumentTypeError, ArgumentValueError
         The arguments are of other kinds, or there is no device.
     """
@@ -76,7 +77,7 @@ def build(kind: type[G], program: Program, module: ModuleLike | None, where: Seq
     linked = None
     if where and isinstance(where[0], PackedFunction):
         linked, where = where[0], where[1:]
-    place = host_place(where)
+    place = place_of(program, where)
     return kind(program, module, place, host=host_runner(program), linked=linked)
 
 
@@ -100,5 +101,5 @@ def create_cuda_graph(*_: Any) -> Any:
     """
     raise DeviceUnavailable(
         "CUDA graphs are not offered for libraries that TVM compiled; create the graph with "
-        "tvm.graph_executor.create on a device of host memory"
+        "tvm.graph_executor.create"
     )
