@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,6 @@ from packhorse.kernel.layout import to_storage
 Array = np.ndarray[Any, Any]
 
 
-@functools.cache
 def opencl() -> Any:
     """The first OpenCL device; the test is skipped where there is none."""
     pytest.importorskip("pyopencl", reason="pyopencl is not installed (extra opencl)")

@@ -1,15 +1,20 @@
 """The conformance kit on our own devices, and the kit itself: lists, reports, the plugin."""
 
 import json
+from collections import Counter
 from importlib.util import find_spec
 
 import pytest
+from gpu_kit import opencl
+from hypothesis import given
+from hypothesis import strategies as st
 
 from packhorse import ops
 from packhorse.errors import ArtifactError
 from packhorse.testing import BackendConformance, op_cases, report
 from packhorse.testing.compare import check_equal
 from packhorse.testing.report import Result
+from packhorse.testing.sampling import spread
 
 pytest_plugins = ("pytester",)
 
@@ -21,6 +26,18 @@ class TestCpu(BackendConformance):
 @pytest.mark.skipif(find_spec("llvmlite") is None, reason="llvmlite is not installed")
 class TestLlvmCpu(BackendConformance):
     device = "llvm-cpu"
+
+
+class TestOpenCl(BackendConformance):
+    """A fixed sample of the operators, everything else in full: the driver takes a third of a
+    second to compile each."""
+
+    device = "opencl:0"
+    sample = 100
+
+    @pytest.fixture(autouse=True)
+    def _driver(self):
+        opencl()
 
 
 LISTS = """
@@ -87,6 +104,55 @@ def test_the_command_line(pytester):
     result = run_kit(pytester, "", *arguments, "-rs")
     result.stdout.fnmatch_lines(["*no device was named: pytest --packhorse-device acme:0*"])
     result.assert_outcomes(skipped=7, deselected=result.parseoutcomes()["deselected"])
+
+
+SAMPLE = """
+from packhorse.testing import BackendConformance
+
+
+class TestSome(BackendConformance):
+    device = "cpu"
+    sample = 9
+    xfail = {"test_operator[[]no_such_operator*": "names no test"}
+"""
+
+
+def test_a_sample_of_the_operators(pytester):
+    chosen = ("-k", "test_operator or test_check or lists_name_tests")
+    result = run_kit(pytester, SAMPLE, *chosen)
+    result.assert_outcomes(passed=10, failed=1, deselected=result.parseoutcomes()["deselected"])
+    line = ("--pyargs", "packhorse.testing", *chosen, "--packhorse-device", "cpu")
+    result = run_kit(pytester, "", *line, "--packhorse-sample", "7")
+    result.assert_outcomes(passed=9, deselected=result.parseoutcomes()["deselected"])
+    result = run_kit(pytester, "", *line, "--packhorse-sample", "0")
+    result.stdout.fnmatch_lines(["*a sample has at least 1 test, not 0*"])
+
+
+def test_samples_have_every_operator_once():
+    names = op_cases.names()
+    operators = sorted({op_cases.find(name).op for name in names})
+    chosen = op_cases.sample(len(operators))
+    assert sorted(op_cases.find(name).op for name in chosen) == operators
+    assert set(op_cases.sample(20)) <= set(chosen)
+    assert op_cases.sample(10**6) == names
+
+
+@given(
+    st.lists(st.tuples(st.text(), st.sampled_from("abc")), unique_by=lambda case: case[0]),
+    st.integers(1, 30),
+)
+def test_samples_are_fixed_and_even(cases, count):
+    def sample(count, cases=cases):
+        return spread(cases, count, kind=lambda case: case[1], name=lambda case: case[0])
+
+    chosen = sample(count)
+    assert len(chosen) == min(count, len(cases))
+    assert [case for case in cases if case in chosen] == chosen
+    assert set(sample(max(1, count - 1))) <= set(chosen)
+    assert set(sample(count, cases[::-1])) == set(chosen)
+    taken = Counter(kind for _, kind in chosen)
+    for kind, number in Counter(kind for _, kind in cases).items():
+        assert taken[kind] == number or taken[kind] >= max(taken.values()) - 1
 
 
 def test_the_plugin_is_inert(pytester):

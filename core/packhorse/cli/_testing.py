@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     onnx = choices.add_parser("onnx", help="run ONNX's backend tests on a device")
     onnx.add_argument("--device", "-d", required=True, help="the device, such as llvm-cpu")
     onnx.add_argument(
-        "--sample", type=int, metavar="N", help="only N tests, the same ones every time"
+        "--sample",
+        type=int,
+        metavar="N",
+        help="only N tests, the same ones every time, spread over the operators",
     )
     onnx.add_argument(
         "--tier", action="append", default=[], help="only this tier; may be given several times"
@@ -49,9 +53,13 @@ def _onnx(arguments: argparse.Namespace) -> int:
             rows.append(_row(tier, found))
     print(f"ONNX backend tests on {device.name}\n")
     print_table(_HEADER, [*rows, _row("all", counts(results))])
-    on_host = sum(1 for r in results if r.outcome == "passed" and r.host)
+    on_host = [r.hosted.split(", ") for r in results if r.outcome == "passed" and r.host]
     if on_host:
-        print(f"\n{on_host} of those that passed ran a node by its NumPy reference on the host")
+        print(
+            f"\n{len(on_host)} of those that passed ran a node by its NumPy reference on the host"
+        )
+        tests = Counter(operator for operators in on_host for operator in operators)
+        print_table(("", ""), [(f"  {name}", f"{n} tests") for name, n in tests.most_common()])
     failed = [result for result in results if result.outcome == "failed"]
     if failed:
         print_section("wrong results")

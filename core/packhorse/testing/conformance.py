@@ -40,6 +40,8 @@ class BackendConformance(DeviceTests, ModelTests):
         :class:`~packhorse.errors.PackhorseError`: a wrong result is a failure.
     xfail : mapping of str to str
         Known bugs: these tests fail, however they do.
+    sample : int, optional
+        Only so many operator cases, always the same ones: for devices that compile slowly.
     rtol, atol : mapping of dtype name to float
         Tolerances for operators, over :data:`packhorse.testing.compare.TOLERANCES`.
     """
@@ -47,6 +49,7 @@ class BackendConformance(DeviceTests, ModelTests):
     device = ""
     unsupported: ClassVar[Mapping[str, str]] = {}
     xfail: ClassVar[Mapping[str, str]] = {}
+    sample: ClassVar[int | None] = None
     rtol = {}  # noqa: RUF012 - typed where the tests use it
     atol = {}  # noqa: RUF012
     packhorse_device: ClassVar[str | None] = None
@@ -89,7 +92,15 @@ class BackendConformance(DeviceTests, ModelTests):
         """The device, as every user opens it."""
         return open_device(self.device)
 
-    @pytest.mark.parametrize("case", op_cases.names())
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """The operator cases: all, or the sample that was asked for."""
+        if metafunc.definition.originalname == "test_operator":
+            count = self.sample
+            if self.from_command_line:
+                count = metafunc.config.getoption("packhorse_sample", None)
+            chosen = op_cases.names() if count is None else op_cases.sample(count)
+            metafunc.parametrize("case", chosen)
+
     def test_operator(self, opened: Device, case: str) -> None:
         """The operator gives what its NumPy reference gives, dtype and shape included."""
         run_op(op_cases.find(case), opened, self.rtol, self.atol)

@@ -6,7 +6,6 @@ files beside it. Nothing is downloaded; the nine tests of whole classic networks
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.errors import ArgumentValueError, MissingExtra
+from packhorse.errors import MissingExtra
+from packhorse.testing.sampling import spread
 
 __all__ = ["TIERS", "OnnxCase", "load_cases", "sample_of"]
 
@@ -61,6 +61,8 @@ class OnnxCase:
     data: Sequence[tuple[Sequence[Any], Sequence[Any]]]
     rtol: float
     atol: float
+    operator: str = ""
+    """The one that makes the last output: what samples are spread over."""
 
     def load(self) -> Any:
         """The ModelProto."""
@@ -96,27 +98,28 @@ def load_cases() -> tuple[OnnxCase, ...]:
         for case in collect_testcases(None):
             model = case.model
             data = case.data_sets or ()
-            found.append(OnnxCase(case.name, tier_of(model), model, data, case.rtol, case.atol))
+            found.append(_case(case, model, model, data))
         for kind in _KINDS:
             for case in load_model_tests(kind=kind):
                 path = Path(str(case.model_dir)) / "model.onnx"
-                tier = tier_of(_onnx().load(str(path)))
-                found.append(OnnxCase(case.name, tier, path, (), case.rtol, case.atol))
+                found.append(_case(case, _onnx().load(str(path)), path, ()))
     return tuple(sorted(found, key=lambda case: case.name))
 
 
+def _case(case: Any, model: Any, kept: Any, data: Sequence[Any]) -> OnnxCase:
+    operator = model.graph.node[-1].op_type
+    return OnnxCase(case.name, tier_of(model), kept, data, case.rtol, case.atol, operator)
+
+
 def sample_of(cases: Sequence[OnnxCase], count: int) -> list[OnnxCase]:
-    """A fixed sample: the ``count`` cases whose names hash lowest, so it does not move.
+    """A fixed sample, spread over the operators; see :func:`~packhorse.testing.sampling.spread`.
 
     Raises
     ------
     ArgumentValueError
         ``count`` is not positive.
     """
-    if count < 1:
-        raise ArgumentValueError(f"a sample has at least 1 test, not {count}")
-    chosen = sorted(cases, key=lambda case: hashlib.sha256(case.name.encode()).digest())[:count]
-    return sorted(chosen, key=lambda case: case.name)
+    return spread(cases, count, lambda case: case.operator, lambda case: case.name)
 
 
 def tier_of(model: Any) -> str:

@@ -81,16 +81,17 @@ def run_case(case: OnnxCase, device: str | Device) -> Result:
     Result
         ``passed``; ``unsupported`` when packhorse said what it lacks, with its words; ``failed``
         for wrong results and for anything that is no error of packhorse's own. ``host`` counts
-        the nodes that ran by their NumPy reference on a device that compiles.
+        the nodes that ran by their NumPy reference on a device that compiles, ``hosted`` names
+        their operators.
     """
     start = time.perf_counter()
-    host = 0
+    hosted: list[str] = []
     try:
         with _silent(), prepare(case.load(), device).model as model:
             rep = PackhorseRep(model, open_device(device))
             for inputs, wanted in case.data_sets():
                 _compare(rep.run(inputs), wanted, case)
-            host = sum(row.device.startswith("host") for row in rep.reports())
+            hosted = [_operator(r.node) for r in rep.reports() if r.device.startswith("host")]
     except PackhorseError as error:
         outcome, reason = "unsupported", str(error)
     except Exception as error:
@@ -98,7 +99,15 @@ def run_case(case: OnnxCase, device: str | Device) -> Result:
     else:
         outcome, reason = "passed", ""
     took = time.perf_counter() - start
-    return Result(case.name, outcome, " ".join(reason.split())[:300], took, case.tier, host)
+    return Result(
+        case.name, outcome, " ".join(reason.split())[:300], took, case.tier,
+        len(hosted), ", ".join(sorted(set(hosted))),
+    )  # fmt: skip
+
+
+def _operator(label: str) -> str:
+    """The operator in a node's label, ``'name' (Op)``."""
+    return label.rpartition("(")[2].removesuffix(")")
 
 
 def run_suite(
@@ -115,7 +124,8 @@ def run_suite(
     ----------
     device : str or Device
     sample : int, optional
-        Only so many, always the same ones.
+        Only so many, always the same ones, spread over the operators: every operator has one
+        before any has two.
     tiers : iterable of str
         Only these tiers of :data:`~packhorse.testing.onnx_cases.TIERS`; default all.
     skip : mapping of test name to reason, optional

@@ -18,8 +18,9 @@ import numpy as np
 from packhorse.errors import ModelError
 from packhorse.graph.ir import Graph, Node, TensorType, Value
 from packhorse.testing import op_table
+from packhorse.testing.sampling import spread
 
-__all__ = ["DTYPES", "OpCase", "find", "graph_of", "names"]
+__all__ = ["DTYPES", "OpCase", "find", "graph_of", "names", "sample"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Spec: TypeAlias = "str | list[int] | Array | None"
@@ -94,6 +95,18 @@ def _cases() -> dict[str, OpCase]:
 def names() -> list[str]:
     """The names of all cases, in the order of the table."""
     return list(_cases())
+
+
+def sample(count: int) -> list[str]:
+    """The names of a fixed sample, spread over the operators.
+
+    Raises
+    ------
+    ArgumentValueError
+        ``count`` is not positive.
+    """
+    cases = spread(list(_cases().values()), count, lambda case: case.op, lambda case: case.name)
+    return [case.name for case in cases]
 
 
 def find(name: str) -> OpCase:

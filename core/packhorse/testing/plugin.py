@@ -1,4 +1,4 @@
-"""The pytest plugin: two options, and the report. It does nothing unless one of them is used.
+"""The pytest plugin: options, and the report. It does nothing unless one of them is used.
 
 Loaded through the entry point ``pytest11``; else with ``pytest -p packhorse.testing.plugin``.
 Nothing of packhorse's machinery is imported when pytest starts.
@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--packhorse-device",
         metavar="DEVICE",
         help="the device that `--pyargs packhorse.testing` tests, such as acme:0",
+    )
+    group.addoption(
+        "--packhorse-sample",
+        metavar="N",
+        type=int,
+        help="with --packhorse-device: only N operator cases, the same ones every time",
     )
     group.addoption(
         "--packhorse-report",

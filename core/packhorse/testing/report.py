@@ -28,7 +28,8 @@ wrong; both carry a reason."""
 
 @dataclass(frozen=True)
 class Result:
-    """How one test went. ``host``: nodes that ran by their NumPy reference instead."""
+    """How one test went. ``host``: nodes that ran by their NumPy reference instead, and
+    ``hosted``: their operators, ``"NonZero, Unique"``."""
 
     name: str
     outcome: str
@@ -36,6 +37,7 @@ class Result:
     seconds: float = 0.0
     tier: str = ""
     host: int = 0
+    hosted: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _versions() -> dict[str, str]:
         "numpy": np.__version__,
         "machine": platform.machine(),
     }
-    for package in ("onnx", "llvmlite"):
+    for package in ("onnx", "llvmlite", "pyopencl"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
