@@ -83,7 +83,7 @@ def test_reads_what_tvm_wrote():
     assert [found.entries[i].name for i in found.params] == ["p0", "p1", "p2", "p3"]
     assert found.steps[0].function == "tvmgen_default_fused_layout_transform"
     assert found.steps[0].attrs["dst_layout"] == "NCHW3c"
-    assert found.metadata == {"alignment": "strict"}
+    assert found.metadata == {"alignment": "strict", "device_type": "1"}
     assert found.output_names == ("output_0", "output_1")
     assert len(program_from_json(text).inputs) == 5  # TVM does not say which are weights
     again = program_from_json(program_to_json(found))
