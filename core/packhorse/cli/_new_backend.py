@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,24 +13,33 @@ from packhorse.plugin import default_manager
 from packhorse.plugin.entries import KNOWN
 from packhorse.plugin.manager import BACKENDS
 
-__all__ = ["configure", "create", "run"]
+__all__ = ["KINDS", "configure", "create", "run"]
 
 _WORD = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _RESERVED = frozenset({"auto", "rpc"})
-_FILES = {
-    "pyproject.toml.tmpl": "pyproject.toml",
-    "plugin.py.tmpl": "@module@/plugin.py",
-    "backend.py.tmpl": "@module@/backend.py",
-    "test.py.tmpl": "tests/test_@word@.py",
-    "tox.ini.tmpl": "tox.ini",
-    "README.md.tmpl": "README.md",
+KINDS = {
+    "numpy": "memory is a NumPy array, kernels are interpreted: the shortest complete device",
+    "codegen": "kernels become C text, built by the system compiler and called in native code",
 }
-"""Template -> the file it becomes."""
+"""What the package shows: kind -> one line of help. Each is a folder of templates."""
+_PLACES = {
+    "README.md": "README.md",
+    "pyproject.toml": "pyproject.toml",
+    "tox.ini": "tox.ini",
+    "test.py": "tests/test_@word@.py",
+}
+"""Where templates go that are no module of the package."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("name", metavar="NAME", help="the word in device strings, such as acme")
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        default="numpy",
+        help="; ".join(f"{kind}: {text}" for kind, text in KINDS.items()) + " (default: numpy)",
+    )
     parser.add_argument(
         "--dir", default=".", metavar="FOLDER", help="where packhorse-NAME is made (default: here)"
     )
@@ -37,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the package and say what to do with it."""
-    folder = create(arguments.name, Path(arguments.dir))
+    folder = create(arguments.name, Path(arguments.dir), arguments.kind)
     print(f"wrote {folder}")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"  {file.relative_to(folder)}")
@@ -47,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def create(name: str, where: Path) -> Path:
+def create(name: str, where: Path, kind: str = "numpy") -> Path:
     """Write the package ``packhorse-<name>`` into a folder.
 
     Parameters
@@ -56,6 +66,8 @@ def create(name: str, where: Path) -> Path:
         The word in device strings: lower-case letters, digits, single hyphens.
     where : Path
         An existing folder.
+    kind : str
+        One of :data:`KINDS`.
 
     Returns
     -------
@@ -65,10 +77,12 @@ def create(name: str, where: Path) -> Path:
     Raises
     ------
     ArgumentValueError
-        The name is no such word or is taken, ``where`` is no folder, or the package's folder
-        exists; nothing is written then.
+        The name is no such word or is taken, there is no such kind, ``where`` is no folder, or
+        the package's folder exists; nothing is written then.
     """
     _check_name(name)
+    if kind not in KINDS:
+        raise ArgumentValueError(f"there is no kind '{kind}'. Kinds are: {', '.join(KINDS)}")
     folder = where / f"packhorse-{name}"
     if not where.is_dir():
         raise ArgumentValueError(f"'{where}' is no folder. Make it, or give another with --dir")
@@ -78,12 +92,11 @@ def create(name: str, where: Path) -> Path:
             "or --dir"
         )
     words = _words(name)
-    templates = files("packhorse.cli") / "templates" / "backend"
     texts = {
-        _filled(path, words): _filled((templates / template).read_text(encoding="utf-8"), words)
-        for template, path in _FILES.items()
+        _filled(_PLACES.get(file, f"@module@/{file}"), words): _filled(text, words)
+        for folder_name in ("common", kind)
+        for file, text in _templates(folder_name)
     }
-    texts[f"{words['module']}/__init__.py"] = f'"""{words["Name"]} devices for packhorse."""\n'
     try:
         for path, text in texts.items():
             file = folder / path
@@ -94,6 +107,13 @@ def create(name: str, where: Path) -> Path:
             f"'{folder}' could not be written: {error.strerror or error}. Give another --dir"
         ) from error
     return folder
+
+
+def _templates(folder: str) -> Iterator[tuple[str, str]]:
+    """The templates of a folder: the name of what each becomes, and its text."""
+    for path in (files("packhorse.cli") / "templates" / folder).iterdir():
+        if path.name.endswith(".tmpl"):
+            yield path.name.removesuffix(".tmpl"), path.read_text(encoding="utf-8")
 
 
 def _words(name: str) -> dict[str, str]:
