@@ -30,7 +30,7 @@ def join_artifacts(artifacts: Sequence[Artifact]) -> Artifact:
     Raises
     ------
     ArgumentValueError
-        None was given, two have the same target, or inputs or outputs differ.
+        None was given, two have the same target, inputs or outputs differ, or a weight is missing.
     """
     if not artifacts:
         raise ArgumentValueError("there is nothing to join; give at least one artifact")
@@ -84,10 +84,12 @@ def _adopted(
     names = {}
     for number in program.params:
         name = new = program.entries[number].name
+        if name not in theirs:
+            raise ArgumentValueError(f"the artifact for {target} lacks the weight '{name}'")
         if name in params and not _equal(params[name], theirs[name]):
             new = _free(f"{name}@{target}", taken)
             taken.add(new)
-        params[new] = theirs[name]
+        params.setdefault(new, theirs[name])
         names[number] = new
     entries = [
         replace(entry, name=names.get(number, entry.name))
