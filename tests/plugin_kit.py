@@ -1,5 +1,9 @@
 """Writes real distributions with entry points, for tests of the plugin system."""
 
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from textwrap import dedent
 
@@ -91,3 +95,63 @@ def raised(kind, function, *arguments):
     with pytest.raises(kind) as caught:
         function(*arguments)
     return str(caught.value)
+
+
+def write_wheel(
+    folder: Path,
+    dist: str,
+    modules: dict[str, str],
+    entries: dict[str, dict[str, str]],
+    version: str = "1.2",
+) -> Path:
+    """A wheel for pip: modules by name, entry points by group."""
+    info = f"{dist.replace('-', '_')}-{version}.dist-info"
+    lines = []
+    for group, names in entries.items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
+    files = {f"{name}.py": dedent(source) for name, source in modules.items()} | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "\n".join(lines) + "\n",
+    }
+    path = folder / f"{dist.replace('-', '_')}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+        wheel.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in files))
+    return path
+
+
+class Environment:
+    """A virtual environment with packhorse as this process finds it, and with wheels by pip."""
+
+    def __init__(self, folder: Path) -> None:
+        venv = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+        subprocess.run(venv, check=True, capture_output=True)
+        self.python = next(folder / d / "python" for d in ("bin", "Scripts")
+                            if (folder / d).is_dir())  # fmt: skip
+        self.site = Path(self.run("import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+
+    def install(self, wheels: list[Path]) -> None:
+        """Install wheels, from their files alone."""
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q"]
+        pip += ["--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check"]
+        done = subprocess.run([*pip, *map(str, wheels)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run its Python; packhorse and what it needs come from where this process has them."""
+        paths = os.pathsep.join(path for path in sys.path if path)
+        return subprocess.run(
+            [str(self.python), *arguments],
+            env={**os.environ, "PYTHONPATH": paths, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def run(self, code: str, **environment: str) -> str:
+        """What a piece of Python prints; it must not fail."""
+        done = self.call("-c", dedent(code), **environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
