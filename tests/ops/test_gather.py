@@ -91,6 +91,28 @@ def test_sizes_that_depend_on_data() -> None:
     assert reference(node_of("Compress", arrays), arrays)[0].tolist() == [0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64", "float16", "bfloat16"])
+@pytest.mark.parametrize("sorted_", [0, 1])
+def test_unique(dtype: str, sorted_: int) -> None:
+    from packhorse.dtype import dtype as named
+
+    x = np.array([[2, 1, 2], [0, 3, 0], [2, 1, 2], [1, 1, 1]]).astype(named(dtype))
+    exact = dtype in ("float32", "int64")
+    for axis in (None, 0, 1, -1):
+        attrs = {"sorted": sorted_} | ({} if axis is None else {"axis": axis})
+        found = reference(node_of("Unique", [x], attrs, 4), [x])
+        assert [y.dtype for y in found] == [x.dtype, *[np.dtype(np.int64)] * 3]
+        if exact:
+            check("Unique", [x], attrs, outputs=4, lower=False)
+        take = found[0] if axis is None else np.moveaxis(found[0], axis, 0)
+        np.testing.assert_array_equal(
+            take[found[2]], x.ravel() if axis is None else np.moveaxis(x, axis, 0)
+        )
+        assert found[3].sum() == (x.size if axis is None else x.shape[axis])
+    with pytest.raises(NotStatic):
+        infer(node_of("Unique", [x]), [x], known=[])
+
+
 I = np.array([0, 1])  # noqa: E741
 
 

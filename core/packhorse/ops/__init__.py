@@ -47,13 +47,17 @@ FAMILIES = (
     "constant",
     "control",
     "conv",
+    "deform",
     "matmul",
     "pool",
+    "unpool",
     "reduce",
     "scan",
     "norm",
     "recurrent",
     "resize",
+    "sample",
+    "region",
     "quant",
 )
 """Modules of this package that register operators when imported."""

@@ -11,8 +11,17 @@ from packhorse.errors import ModelError
 from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Affine, Expr, Index, IndexLike, call, cast, select
 from packhorse.kernel.lowering import Lazy, Lowering, Operand, axes_of, lazy
-from packhorse.ops.registry import Inference, NotStatic, operator
-from packhorse.ops.rules import Array, compiled, known, labelled, normal_axis, text
+from packhorse.ops.maps import widen
+from packhorse.ops.registry import Inference, operator
+from packhorse.ops.rules import (
+    Array,
+    compiled,
+    data_dependent,
+    known,
+    labelled,
+    normal_axis,
+    text,
+)
 
 __all__ = [
     "compress",
@@ -21,8 +30,10 @@ __all__ = [
     "gather_nd",
     "non_zero",
     "one_hot",
+    "safe_index",
     "scatter_elements",
     "scatter_nd",
+    "unique",
 ]
 
 
@@ -41,7 +52,7 @@ def _integers(ctx: Inference, i: int) -> None:
         raise ModelError(f"indices must be integers, found {ctx.type(i).dtype}")
 
 
-def _safe(index: Expr, extent: int) -> Expr:
+def safe_index(index: Expr, extent: int) -> Expr:
     """An index in a kernel: negative ones wrap, the rest is clamped so that no load strays.
 
     Kernels cannot raise; the reference reports what this hides.
@@ -54,7 +65,7 @@ def _safe(index: Expr, extent: int) -> Expr:
 def _position(ctx: Lowering, indices: Operand, at: Sequence[Affine], extent: int) -> IndexLike:
     """Where to read: affine when the indices are known and evenly spaced along one axis."""
     if indices.constant is None:
-        return _safe(indices.at(at), extent)
+        return safe_index(indices.at(at), extent)
     values = _wrapped(indices.constant, extent, "Gather")
     if values.size == 1:
         return Affine((), int(values.reshape(())))
@@ -118,7 +129,7 @@ def _gather_elements_rule(ctx: Inference) -> Sequence[TensorType]:
 def _lower_gather_elements(ctx: Lowering) -> Lazy:
     x, out = ctx[0], axes_of(len(ctx[0].shape))
     axis = normal_axis(ctx.attr("axis"), len(x.shape))
-    where = _safe(ctx[1].at(out), x.shape[axis])
+    where = safe_index(ctx[1].at(out), x.shape[axis])
     return lazy(ctx, x.at([*out[:axis], where, *out[axis + 1 :]]))
 
 
@@ -160,7 +171,7 @@ def _lower_gather_nd(ctx: Lowering) -> Lazy:
     out, rank = axes_of(len(ctx.output_types[0][0])), len(indices.shape)
     depth = _depth(x.shape, indices.shape, batch)
     named = [
-        _safe(indices.at([*out[: rank - 1], Affine((), k)]), x.shape[batch + k])
+        safe_index(indices.at([*out[: rank - 1], Affine((), k)]), x.shape[batch + k])
         for k in range(depth)
     ]
     return lazy(ctx, x.at([*out[:batch], *named, *out[rank - 1 :]]))
@@ -276,21 +287,52 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
 # Selections whose size depends on the data: never static, so host only
 
 
-@labelled
-def _data_dependent(ctx: Inference) -> Sequence[TensorType]:
-    if any(v is None for v in ctx.values):
-        raise NotStatic("the output's size depends on the input's values")
-    return [TensorType(y.dtype, y.shape) for y in ctx.operator.run(ctx.node, ctx.values)]
-
-
-@operator("NonZero", infer=_data_dependent)
+@operator("NonZero", infer=data_dependent)
 def non_zero(x: Array) -> Array:
     """Indices of the elements that are not zero, int64 of shape (rank, count) (ONNX NonZero-13)."""
     found = np.nonzero(np.atleast_1d(x))
     return np.array(found[: x.ndim], np.int64).reshape(x.ndim, len(found[0]))
 
 
-@operator("Compress", infer=_data_dependent)
+@operator("Unique", infer=data_dependent)
+def unique(
+    x: Array, *, axis: int | None = None, sorted: int = 1
+) -> tuple[Array, Array, Array, Array]:
+    """The distinct elements, or slices along ``axis`` (ONNX Unique-11).
+
+    Parameters
+    ----------
+    x : array of any dtype, float16 and bfloat16 included
+    axis : int, optional
+        Default: ``x`` is flattened.
+    sorted : int
+        0 keeps them in the order of their first appearance.
+
+    Returns
+    -------
+    array, int64 (count,) first appearances, int64 positions of each element (slice) of ``x`` among
+    them, int64 (count,) number of appearances
+
+    Raises
+    ------
+    ModelError
+        An axis out of range.
+    """
+    d = None if axis is None else normal_axis(axis, x.ndim)
+    found, first, inverse, counts = np.unique(
+        widen(x), return_index=True, return_inverse=True, return_counts=True, axis=d
+    )
+    inverse = inverse.reshape(-1)
+    if not sorted:
+        order = np.argsort(first)
+        found = np.take(found, order, axis=0 if d is None else d)
+        first, counts = first[order], counts[order]
+        inverse = np.argsort(order)[inverse]
+    whole = (first, inverse, counts)
+    return found.astype(x.dtype), *(n.astype(np.int64) for n in whole)  # type: ignore[return-value]
+
+
+@operator("Compress", infer=data_dependent)
 def compress(x: Array, condition: Array, *, axis: int | None = None) -> Array:
     """The slices of ``x`` where the condition holds (ONNX Compress-11)."""
     if axis is None:

@@ -13,12 +13,13 @@ from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Const, const
 from packhorse.kernel.lowering import Lowering, Operand, compute_dtype
-from packhorse.ops.registry import Inference, InferRule
+from packhorse.ops.registry import Inference, InferRule, NotStatic
 
 __all__ = [
     "Array",
     "broadcast",
     "compiled",
+    "data_dependent",
     "dtype_of_onnx",
     "known",
     "labelled",
@@ -77,6 +78,15 @@ def labelled(rule: InferRule) -> InferRule:
             raise type(error)(f"{ctx.node.label}: {error}") from None
 
     return infer
+
+
+@labelled
+def data_dependent(ctx: Inference) -> Sequence[TensorType]:
+    """Shape rule of operators whose output sizes depend on the data: static where that is known."""
+    if any(v is None and t is not None for v, t in zip(ctx.values, ctx.inputs, strict=True)):
+        raise NotStatic("the output's size depends on the input's values")
+    made = ctx.operator.run(ctx.node, ctx.values)
+    return [TensorType(y.dtype, y.shape) for y in made[: len(ctx.node.outputs)]]
 
 
 def normal_axis(axis: int, rank: int) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-__all__ = ["Row", "rows"]
+from packhorse.testing.op_table_rare import Row, rare_rows
 
-Row: TypeAlias = tuple[str, list[Any], dict[str, Any], dict[str, Any]]
+__all__ = ["Row", "rows"]
 
 _FLOATS, _WHOLE = ("f16", "f32", "f64"), ("i8", "i32", "i64", "u8")
 _SHAPES = ("", "1", "7", "33", "3x5", "2x3x17", "2x3x4x5", "0x3")
@@ -289,6 +289,7 @@ _SECTIONS = (
     _shapes,
     _sequences,
     _others,
+    rare_rows,
 )
 
 

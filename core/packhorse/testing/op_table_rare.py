@@ -1,0 +1,57 @@
+"""Rows of the operators that few models use: sampling, regions, unpooling, signals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, TypeAlias
+
+import numpy as np
+
+__all__ = ["Row", "rare_rows"]
+
+Row: TypeAlias = tuple[str, list[Any], dict[str, Any], dict[str, Any]]
+
+
+def _samples() -> Iterator[Row]:
+    modes, paddings = ("nearest", "linear", "cubic"), ("zeros", "border", "reflection")
+    for mode, padding, align in product(modes, paddings, (0, 1)):
+        attrs = {"mode": mode, "padding_mode": padding, "align_corners": align}
+        yield "GridSample", ["f32 2x3x5x7", "f32 2x4x3x2"], attrs, {}
+    for dtype, grid in (("f16", "f16"), ("f16", "f32"), ("f64", "f64")):
+        yield "GridSample", [f"{dtype} 1x2x6x5", f"{grid}u 1x3x4x2"], {}, {}
+    yield "GridSample", ["f32 1x2x3x4x5", "f32u 1x2x3x2x3"], {}, {}
+    yield "GridSample", ["i32 1x2x6x5", "f32u 1x3x4x2"], {"mode": "nearest"}, {}
+    regions = np.array([[1.2, 0.7, 8.9, 6.1], [-3, -4, 2, 3], [5, 5, 5.1, 20]], np.float32)
+    for mode, how in product(("avg", "max"), ("half_pixel", "output_half_pixel")):
+        attrs = {
+            "mode": mode, "coordinate_transformation_mode": how, "sampling_ratio": 2,
+            "output_height": 3, "output_width": 2, "spatial_scale": 0.5,
+        }  # fmt: skip
+        yield "RoiAlign", ["f32 2x3x9x11", regions, np.array([1, 0, 1])], attrs, {}
+
+
+def _windows() -> Iterator[Row]:
+    for x, w, offset, attrs in (
+        ("2x4x6x7", "6x4x3x3", "2x18x6x7", {"pads": [1, 1, 1, 1]}),
+        ("1x4x7x7", "6x2x3x2", "1x24x3x6", {"group": 2, "offset_group": 2, "strides": [2, 1]}),
+    ):
+        yield "DeformConv", [f"f32 {x}", f"f32 {w}", f"f32 {offset}"], attrs, {"constant": (1,)}
+    full = ["f32 1x2x5x5", "f32 3x2x2x2", "f32 1x8x4x4", "f32 3", "f32u 1x4x4x4"]
+    yield "DeformConv", full, {}, {}
+    plans: tuple[tuple[list[int], list[int], int, dict[str, Any]], ...] = (
+        ([6, 7], [3, 2], 42, {"pads": [1, 0, 1, 1]}),
+        ([8, 9], [3, 2], 9, {"strides": [2, 3]}),
+        ([6, 6], [2, 2], 8, {"dilations": [2, 3], "strides": [1, 2]}),
+    )
+    for image, block, count, attrs in plans:
+        shape = f"2x{3 * block[0] * block[1]}x{count}"
+        yield from (("Col2Im", [f"{d} {shape}", image, block], attrs, {}) for d in ("f32", "f16"))
+    where = np.array([[[[5, 7], [13, 15]]]])
+    yield "MaxUnpool", ["f32 1x1x2x2", where], {"kernel_shape": [2, 2], "strides": [2, 2]}, {}
+
+
+def rare_rows() -> Iterator[Row]:
+    """The rows."""
+    for section in (_samples, _windows):
+        yield from section()
