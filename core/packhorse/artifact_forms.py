@@ -16,6 +16,7 @@ from packhorse.artifact_manifest import Manifest, Member, read_manifest
 from packhorse.artifact_safetensors import load_safetensors, safetensors_chunks
 from packhorse.artifact_zip import Part, Stored, read_zip, zip_chunks
 from packhorse.errors import ArgumentValueError, ArtifactError
+from packhorse.graph._devices import backend_of
 from packhorse.graph.graph_json import program_from_json, program_to_json
 from packhorse.graph.params import load_params, params_chunks
 from packhorse.graph.program import Program
@@ -27,7 +28,6 @@ OTHER_CODE = "deploy.code"
 """Code that is no shared library, in the form that the manifest names."""
 _OWNED = (CODE, OTHER_CODE, PARAMS, JSON, MANIFEST)
 _FIRST, _WEIGHTS = "manifest.json", "params.safetensors"
-_FOREIGN = "cpu"
 _MAX_MANIFEST = 16 << 20
 _ATTEMPTS = 3
 
@@ -118,8 +118,9 @@ def _load_folder(folder: Path) -> Artifact:
         return _ours(folder, paths)
     params = load_params(_map(paths[PARAMS])) if PARAMS in paths else {}
     program = _program(folder / JSON, _map(paths[JSON]), set(params))
-    code = {_FOREIGN: paths[CODE]} if CODE in paths else {}
-    return Artifact({_FOREIGN: program}, params, code, packhorse_version="")
+    target = backend_of(program)
+    code = {target: paths[CODE]} if CODE in paths else {}
+    return Artifact({target: program}, params, code, packhorse_version="")
 
 
 def _ours(folder: Path, paths: Mapping[str, Path]) -> Artifact:

@@ -26,6 +26,7 @@ from packhorse.errors import (
     PluginError,
     UnknownBackend,
 )
+from packhorse.graph._devices import backend_of, device_type
 from packhorse.graph._segments import HOST_PREFIX
 from packhorse.graph.device_executor import DeviceExecutor
 from packhorse.graph.executor import GraphExecutor
@@ -85,9 +86,13 @@ def target_for(artifact: Artifact, where: Device) -> str:
     own = where.info.name
     if own in artifact.kinds and "load" in where.capabilities:
         return own
-    host = [target for target in artifact.targets if target not in artifact.kinds]
+    libraries = [target for target in artifact.targets if target not in artifact.kinds]
+    host = [target for target in libraries if not _launches(artifact, target)]
     if where.info.is_host and host:
         return own if own in host else host[0]
+    for target in libraries:
+        if "load" in where.capabilities and _may_launch(artifact.program(target), where):
+            return target
     why = ""
     if own in artifact.kinds:
         why = f", which loads no code of the kind '{artifact.kinds[own]}'"
@@ -95,6 +100,18 @@ def target_for(artifact: Artifact, where: Device) -> str:
         f"this artifact holds code for {', '.join(artifact.targets)}, none for "
         f"'{where.name}'{why}. Load the model and compile it for that device"
     )
+
+
+def _launches(artifact: Artifact, target: str) -> bool:
+    """Whether a target's library (TVM's) launches kernels of a device."""
+    return backend_of(artifact.program(target)) != "cpu"
+
+
+def _may_launch(program: Program, where: Device) -> bool:
+    """Whether TVM compiled a graph for a device, as far as the graph says: until 0.5 it did not,
+    and what its library says is found out when it is loaded."""
+    tvm = program.metadata.get("alignment") == "strict"
+    return tvm and device_type(program) in (None, where.dlpack_device[0])
 
 
 def _named() -> str | None:
@@ -133,7 +150,8 @@ def _by_priority(targets: Sequence[str]) -> list[str]:
 
 
 def _opened_by_name(artifact: Artifact, target: str) -> tuple[Device, Compiled]:
-    where = device(target if target in artifact.kinds else "cpu")
+    own = target in artifact.kinds or _launches(artifact, target)
+    where = device(target if own else "cpu")
     return where, _opened(artifact, target, where)
 
 

@@ -21,11 +21,45 @@ from packhorse.graph.program import Program, Step
 from packhorse.native.devices import OnDevice
 from packhorse.tensor import Tensor, empty
 
-__all__ = ["DeviceState", "DeviceTensors"]
+__all__ = ["BlockTensors", "DeviceState", "DeviceTensors"]
 
 
-class DeviceTensors(Tensors):
-    """The argument tensors of every entry, in memory of a device.
+class BlockTensors(Tensors):
+    """The argument tensors of every entry, for steps that launch kernels.
+
+    Parameters
+    ----------
+    program : Program
+    device : Device
+    blocks : mapping of int to Memory
+        By storage; somebody else's.
+    """
+
+    def __init__(self, program: Program, device: Device, blocks: Mapping[int, Memory]) -> None:
+        self.device, self.where = device, device.dlpack_device
+        self._handles = {block.address: block for block in blocks.values()}
+        self._describe(program, {s: block.address for s, block in blocks.items()})
+
+    def handles(self) -> Mapping[int, Memory]:
+        """The memory behind every handle that a step may be given."""
+        return self._handles
+
+    def check(self, step: Step, function: Any) -> None:
+        """Refuse code of the host, which would take a handle for an address."""
+        if self.where[0] not in getattr(function, "devices", ()):
+            raise ArtifactError(
+                f"step '{step.name}' calls '{step.function}', which is code of the host: its "
+                f"library holds no kernels for '{self.device.name}'. Was this library compiled "
+                "with this graph, and for this device?"
+            )
+
+    def native(self, bound: Sequence[Any], threads: int) -> list[Segment]:
+        """A segment per step: launches come back to Python anyway, and profiles wait for each."""
+        return [_DeviceSegment([one], self, threads) for one in bound]
+
+
+class DeviceTensors(BlockTensors):
+    """The same with memory of its own.
 
     Raises
     ------
@@ -34,17 +68,10 @@ class DeviceTensors(Tensors):
     """
 
     def __init__(self, program: Program, device: Device) -> None:
-        self.device, self.where = device, device.dlpack_device
         sizes = program.storage_bytes()
         self._tensors = {s: empty((n,), "uint8", device) for s, n in sizes.items()}
-        self._blocks: dict[int, Memory] = {}
-        self._describe(program, {s: tensor.address for s, tensor in self._tensors.items()})
-
-    def blocks(self) -> Mapping[int, Memory]:
-        """The memory behind every handle that a step may be given."""
-        if not self._blocks:
-            self._blocks = {t.address: t._open_block().memory for t in self._tensors.values()}
-        return self._blocks
+        blocks = {s: tensor._open_block().memory for s, tensor in self._tensors.items()}
+        super().__init__(program, device, blocks)
 
     def tensor(self, number: int) -> Tensor:
         """An entry where it lies."""
@@ -66,33 +93,20 @@ class DeviceTensors(Tensors):
         """Give an entry's storage the memory of another tensor of this device."""
         storage = self.program.entries[number].storage
         self._tensors[storage], self._addresses[storage] = memory, memory.address
-        self._blocks = {}
+        self._handles = {t.address: t._open_block().memory for t in self._tensors.values()}
         for pointer in self._pointers.get(storage, ()):
             pointer.data = memory.address
-
-    def check(self, step: Step, function: Any) -> None:
-        """Refuse code of the host, which would take a handle for an address."""
-        if self.where[0] not in getattr(function, "devices", ()):
-            raise ArtifactError(
-                f"step '{step.name}' calls '{step.function}', which is code of the host: its "
-                f"library holds no kernels for '{self.device.name}'. Was this library compiled "
-                "with this graph, and for this device?"
-            )
-
-    def native(self, bound: Sequence[Any], threads: int) -> list[Segment]:
-        """A segment per step: launches come back to Python anyway, and profiles wait for each."""
-        return [_DeviceSegment([one], self, threads) for one in bound]
 
     def release(self) -> None:
         """Let go of the memory; tensors that were given out keep theirs."""
         super().release()
-        self._tensors, self._blocks = {}, {}
+        self._tensors, self._handles = {}, {}
 
 
 class _DeviceSegment(NativeSegment):
     """One compiled step that queues kernels."""
 
-    def __init__(self, bound: Sequence[Any], tensors: DeviceTensors, threads: int) -> None:
+    def __init__(self, bound: Sequence[Any], tensors: BlockTensors, threads: int) -> None:
         super().__init__(bound, tensors, threads)
         self._device = tensors.device
         self.run = partial(_run_there, tensors, self.run)
@@ -106,8 +120,8 @@ class _DeviceSegment(NativeSegment):
         return [(step.name, step.function, (time.perf_counter_ns() - start) * 1e-3)]
 
 
-def _run_there(tensors: DeviceTensors, call: Callable[[], None]) -> None:
-    with OnDevice(tensors.device, tensors.blocks()):
+def _run_there(tensors: BlockTensors, call: Callable[[], None]) -> None:
+    with OnDevice(tensors.device, tensors.handles()):
         call()
 
 

@@ -13,7 +13,7 @@ from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceUnavai
 from packhorse.graph.program import Program
 from packhorse.native.devices import HOST, device_word
 
-__all__ = ["Place", "device_type", "place_of", "require_host"]
+__all__ = ["Place", "backend_of", "device_type", "place_of", "require_host"]
 
 _BACKENDS = frozenset(("cuda", "opencl", "vulkan", "metal", "rocm", "webgpu"))
 """Words of device types that are words of device strings too."""
@@ -32,6 +32,12 @@ def device_type(program: Program) -> int | None:
     """DLPack type of the device a graph was compiled for; None where it does not say."""
     found = program.metadata.get("device_type", "")
     return int(found) if found.isdecimal() else None
+
+
+def backend_of(program: Program) -> str:
+    """The backend a graph was compiled for, ``cpu`` if it does not say."""
+    word = device_word(device_type(program) or HOST)
+    return word if word in _BACKENDS else "cpu"
 
 
 def place_of(program: Program, where: Sequence[Any]) -> Place:

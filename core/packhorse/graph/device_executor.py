@@ -21,8 +21,15 @@ import numpy as np
 from packhorse.device import Device, Memory
 from packhorse.errors import ArtifactError, DeviceClosed
 from packhorse.graph._base import HOST_MEMORY, Copy, ProgramExecutor, check_repeat
+from packhorse.graph._device_state import BlockTensors
 from packhorse.graph._inputs import Inputs
-from packhorse.graph._segments import HOST_PREFIX, ExecutorReport, HostRunner, ModuleLike
+from packhorse.graph._segments import (
+    HOST_PREFIX,
+    ExecutorReport,
+    HostRunner,
+    ModuleLike,
+    segments,
+)
 from packhorse.graph._storage import Array, check_weights, entry_dtype
 from packhorse.graph.program import NOP, Program, Step, check
 from packhorse.tensor import Tensor
@@ -61,7 +68,8 @@ class DeviceExecutor(ProgramExecutor):
     program : Program
         What to run.
     module : Module
-        Where the kernels are: functions with ``bind_memory``.
+        Where the kernels are: functions with ``bind_memory``, or code of the host that launches
+        them (libraries of TVM).
     params : mapping of str to ndarray
         The weights by name, uploaded here.
     device : Device
@@ -158,6 +166,10 @@ class DeviceExecutor(ProgramExecutor):
                 yield step, partial(_call_host, self._host, step, self._state())
                 continue
             function = module.get_function(step.function)
+            if getattr(function, "devices", ()):  # of a library: it launches kernels itself
+                tensors = BlockTensors(self.program, self._device, self._blocks)
+                yield from ((step, s.run) for s in segments([step], tensors, module, None, 0))
+                continue
             if not hasattr(function, "bind_memory"):
                 raise ArtifactError(
                     f"step '{step.name}' calls '{step.function}', which is no kernel of "
