@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from gpu_kit import opencl
 from tests.compiler.harness import graph_of, node, reference, run_build
 
 from packhorse.compiler.gpu_schedule import GpuTarget
 from packhorse.kernel.expr import walk
+from packhorse.model import Model
 
 F32, F64 = 1, 11
 SINGLE = GpuTarget(name="a small GPU", float64=False)
@@ -47,6 +51,24 @@ def test_only_the_nodes_that_need_it_run_on_the_host():
     graph = graph_of(WIDE, {"x": ("float32", (3, 5))}, ["y"])
     assert hosted(graph) == ["Cast", "Sqrt", "Cast"]
     assert hosted(graph, GpuTarget()) == []
+
+
+def test_a_model_on_a_device_without_it(monkeypatch):
+    opencl()
+    from packhorse_opencl.plugin import OpenClBackend
+
+    graph = graph_of(WIDE, {"x": ("float32", (3, 5))}, ["y"])
+    x = rng.standard_normal((3, 5)).astype(np.float32)
+    with OpenClBackend().open(0, {}) as device, Model(graph) as model:
+        monkeypatch.setattr(device, "_target", replace(device.target, float64=False))
+        ready = model.compile(device)
+        (wanted,) = reference(graph, {"x": x})
+        np.testing.assert_allclose(ready(x), wanted, rtol=1e-6)
+        where = [(row.node.partition("(")[2], row.device) for row in ready.report()]
+    host = "host (NumPy reference)"
+    assert sorted(where) == [
+        ("Cast)", host), ("Neg)", "opencl:0"), ("Relu)", "opencl:0"), ("Sqrt)", host)
+    ]  # fmt: skip
 
 
 def test_a_kernel_that_computes_in_it_is_refused_although_nothing_stored_is():
