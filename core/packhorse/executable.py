@@ -107,27 +107,35 @@ class Executable:
         return cls(where, inputs, program.output_names, compiled, artifact, again)
 
     @classmethod
-    def from_library(cls, path: Path, on: DeviceLike = "cpu") -> Executable:
+    def from_library(cls, path: Path, on: str | Device | None = None) -> Executable:
         """Make a single-file library runnable: a graph factory (TVM up to 0.19, or ours), or a
         Relax executable (TVM from 0.21 on).
+
+        Parameters
+        ----------
+        path : Path
+        on : str or Device, optional
+            Where; default: the first device of the kind it was compiled for.
 
         Raises
         ------
         ArtifactError
             The library holds functions only: :func:`packhorse.load_module` opens those.
         DeviceUnavailable
-            The device is not host memory.
+            It was compiled for another device.
         """
+        from packhorse.graph._devices import backend_of
         from packhorse.graph.factory import find_factory, load_factory
         from packhorse.graph.relax import load_relax
         from packhorse.module import load_module
 
-        where = _host_device(on, "the processor")
-        threads = getattr(where, "threads", 0)
         module = load_module(path)
+        factory = find_factory(module)
+        where = device(on or (backend_of(factory.program()) if factory else "cpu"))
+        threads = getattr(where, "threads", 0)
         again = functools.partial(cls.from_library, path)
-        if find_factory(module) is not None:
-            executor = load_factory(module, threads=threads)
+        if factory is not None:
+            executor = load_factory(factory, where, threads=threads)
             program = executor.program
             entries = [program.entries[i] for i in program.inputs]
             inputs = {e.name: TensorType(as_dtype(e.dtype), e.shape) for e in entries}
@@ -135,6 +143,7 @@ class Executable:
             compiled = Compiled(executor, steps, program, module)
             return cls(where, inputs, program.output_names, compiled, reopen=again)
         if any(m.kind == "relax.VMExecutable" for m in (module, *module.imports)):
+            _require_host(where)
             relax = load_relax(module, threads=threads)
             rows = [NodeReport(name, where.name, name) for name in relax.functions]
             compiled = Compiled(relax, rows, module=module)
@@ -453,11 +462,9 @@ def _refuse(feeds: Any) -> list[Array]:
     raise DeviceClosed("this executable is closed; compile or load it again")
 
 
-def _host_device(wanted: DeviceLike, holds: str) -> Device:
-    where = device(wanted)
+def _require_host(where: Device) -> None:
     if not where.info.is_host:
         raise DeviceUnavailable(
-            f"this artifact holds code for {holds}, none for '{where.name}'. Load the model and "
-            "compile it for that device"
+            f"this Relax executable holds code for the processor, none for '{where.name}'. Load "
+            "the model and compile it for that device"
         )
-    return where

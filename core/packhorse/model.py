@@ -105,7 +105,7 @@ def _load(where: Path, format: str | None, on: str | Device | None) -> Model | E
 
         return Executable.from_artifact(load_artifact(where), on)
     if format is None and where.suffix in _LIBRARIES:
-        return Executable.from_library(where, "cpu" if on is None else on)
+        return Executable.from_library(where, on)
     if format is None and where.suffix in _PARTS:
         raise ModelFormatError(f"'{where}' is {_PARTS[where.suffix].format(folder=where.parent)}")
     from packhorse.plugin import default_manager

@@ -16,10 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from packhorse.device import Device
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, ArtifactError
 from packhorse.function import PackedFunction, add_value_type
 from packhorse.graph._arguments import host_array
+from packhorse.graph._devices import place_of
 from packhorse.graph._storage import ALIGNMENT, Array
+from packhorse.graph.device_executor import DeviceExecutor
 from packhorse.graph.executor import GraphExecutor
 from packhorse.graph.graph_json import program_from_json
 from packhorse.graph.program import Program
@@ -204,13 +207,17 @@ def create_factory(
     return GraphFactory(graph_json, arrays, module_name, [module])
 
 
-def load_factory(module: Module, *, threads: int = 0) -> GraphExecutor:
+def load_factory(
+    module: Module, device: Device | None = None, *, threads: int = 0
+) -> GraphExecutor | DeviceExecutor:
     """The executor of a single-file library: inputs in, outputs out, no state between runs.
 
     Parameters
     ----------
     module : Module
         A :class:`GraphFactory`, or a module that imports one.
+    device : Device, optional
+        Where to run it; default: host memory.
     threads : int
         Threads of a parallel launch; 0 means all this process may use.
 
@@ -220,6 +227,8 @@ def load_factory(module: Module, *, threads: int = 0) -> GraphExecutor:
         The module holds no graph.
     ArtifactError, FunctionNotFound, DeviceMemoryError
         The graph is damaged or cannot be run.
+    DeviceUnavailable
+        It was compiled for another device.
     """
     factory = find_factory(module)
     if factory is None:
@@ -229,8 +238,11 @@ def load_factory(module: Module, *, threads: int = 0) -> GraphExecutor:
         )
     weights = factory.weights()
     program = program_from_json(factory.graph_json, weights)
-    runner = host_runner(program)
-    return GraphExecutor(program, factory._library(), weights, threads=threads, host=runner)
+    runner, library = host_runner(program), factory._library()
+    place = place_of(program, (device or "cpu",))
+    if place.device is None or library is None:
+        return GraphExecutor(program, library, weights, threads=threads, host=runner)
+    return DeviceExecutor(program, library, weights, place.device, host=runner)
 
 
 def find_factory(module: Any) -> GraphFactory | None:
