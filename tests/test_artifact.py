@@ -166,6 +166,55 @@ def test_several_targets_in_one_file(tmp_path):
         save_artifact(tmp_path / "folder", two)
 
 
+OTHER = {"libraries": {"llvm-cpu": b"// code"}, "kinds": {"llvm-cpu": "acme-text"}}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_code_of_another_kind(tmp_path, form):
+    path = save_artifact(tmp_path / form, artifact(**OTHER))
+    found = load_artifact(path)
+    assert found.kinds == {"llvm-cpu": "acme-text"}
+    assert (found.code(), found.library_path()) == (b"// code", None)
+    assert {"deploy.code", "lib/llvm-cpu.code"} & set(found.members)
+    assert next(m.size for n, m in found.members.items() if n.endswith("code")) == 7
+    again = save_artifact(tmp_path / "again.packhorse", found)
+    assert load_artifact(again).kinds == found.kinds
+
+
+def test_code_of_one_kind_takes_the_place_of_another(tmp_path):
+    for changes, here, gone in (
+        (OTHER, "deploy.code", "deploy.so"),
+        ({}, "deploy.so", "deploy.code"),
+        (OTHER, "deploy.code", "deploy.so"),
+    ):
+        save_artifact(tmp_path, artifact(**changes))
+        assert (tmp_path / here).exists()
+        assert not (tmp_path / gone).exists()
+        assert load_artifact(tmp_path).code() == artifact(**changes).code()
+
+
+def test_host_and_other_code_in_one_file(tmp_path):
+    both = artifact(
+        programs={"a": program(), "b": program()},
+        libraries={"a": b"A", "b": b"B"},
+        kinds={"b": "acme-text"},
+    )
+    found = load_artifact(save_artifact(tmp_path / "m.packhorse", both))
+    assert (found.code("a"), found.code("b")) == (b"A", b"B")
+    assert found.library_path("a").read_bytes() == b"A"
+    assert found.library_path("b") is None
+    assert {"lib/a.so", "lib/b.code"} < set(found.members)
+
+
+def test_the_lowest_format_version_that_says_it_all_is_written(tmp_path):
+    """So that an older packhorse reads what it can run, and refuses the rest with a reason."""
+    for changes, version in (({}, 1), (OTHER, 2)):
+        path = save_artifact(tmp_path / "deploy", artifact(**changes))
+        manifest = json.loads((path / "deploy.manifest.json").read_bytes())
+        assert manifest["format_version"] == version
+        assert ("kinds" in manifest) == (version == 2)
+
+
 def test_libraries_given_as_files(tmp_path):
     (tmp_path / "k.so").write_bytes(b"code")
     given = artifact(libraries={"llvm-cpu": tmp_path / "k.so"})
@@ -182,6 +231,8 @@ def test_libraries_given_as_files(tmp_path):
         ({"libraries": {"gpu": b""}}, "no program for target 'gpu'"),
         ({"programs": {"../x": program()}, "libraries": {}}, "'../x' is not a target name"),
         ({"programs": {"a:0": program()}, "libraries": {}}, "'a:0' is not a target name"),
+        ({"kinds": {"llvm-cpu": "No Word"}}, "'No Word' is no kind of code"),
+        ({"kinds": {"gpu": "acme"}}, "kind 'acme' was named for target 'gpu', but none given"),
     ],
 )
 def test_impossible_artifacts(changes, message):
@@ -230,7 +281,9 @@ def test_a_cache_open_to_others_is_closed(tmp_path, monkeypatch):
 def test_a_cache_of_another_user_is_refused(monkeypatch):
     artifact().library_path()
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ArtifactError, match="belongs to another user, who could replace.*PACKHORSE_CACHE_DIR"):
+    with pytest.raises(
+        ArtifactError, match=r"belongs to another user, who could replace.*PACKHORSE_CACHE_DIR"
+    ):
         artifact().library_path()
 
 

@@ -3,6 +3,7 @@ import json
 import warnings
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -31,6 +32,11 @@ def artifact() -> Artifact:
     return Artifact({"llvm-cpu": program}, params, {"llvm-cpu": bytes(range(256))}, "llvm-cpu")
 
 
+def of_device(**changes) -> Artifact:
+    """The same with code of a device that is not host memory."""
+    return replace(artifact(), kinds={"llvm-cpu": "acme-text"}, **changes)
+
+
 def _members(path):
     return artifact_zip.read_zip(memoryview(path.read_bytes()))
 
@@ -52,6 +58,49 @@ def test_every_file_of_a_folder_is_compared_with_the_manifest(tmp_path, name, ch
     with pytest.raises(ArtifactError, match=message[change]) as caught:
         load_artifact(path)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "remove"])
+def test_code_of_other_devices_is_compared_with_the_manifest(tmp_path, change):
+    path = save_artifact(tmp_path / "deploy", of_device())
+    raw = bytearray((path / "deploy.code").read_bytes())
+    if change == "remove":
+        (path / "deploy.code").unlink()
+    else:
+        raw[-5] ^= 1
+        (path / "deploy.code").write_bytes(raw if change == "flip" else raw[:-1])
+    message = {"flip": "not match the sha256", "cut": "truncated", "remove": "lacks deploy.code"}
+    with pytest.raises(ArtifactError, match=message[change]):
+        load_artifact(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format_version=3), r"format version 3.*reads up to 2; upgrade it"),
+        (lambda m: m.pop("kinds"), r"kinds of .* must be a JSON object"),
+        (lambda m: m.update(kinds=["acme-text"]), r"kinds of .* must be a JSON object"),
+        (lambda m: m.update(kinds={"llvm-cpu": 3}), r"kinds\.llvm-cpu of .* must be a string"),
+        (
+            lambda m: m.update(kinds={"llvm-cpu": "../x"}),
+            r"kind of 'llvm-cpu'.*impossible '\.\./x'",
+        ),
+        (lambda m: m.update(kinds={"a/b": "x"}), "impossible target 'a/b'"),
+        (lambda m: m.update(kinds={"gpu": "x"}), "kind of a library that it does not list"),
+        (
+            lambda m: (
+                m["members"].update({"deploy.manifest.json": m["members"].pop("deploy.code")}),
+                m.update(libraries={"llvm-cpu": "deploy.manifest.json"}),
+            ),
+            "is not the manifest of a folder",
+        ),
+    ],
+)
+def test_damaged_manifests_of_other_code(tmp_path, change, message):
+    path = save_artifact(tmp_path / "deploy", of_device())
+    _change_manifest(path, change)
+    with pytest.raises(ArtifactError, match=message):
+        load_artifact(path)
 
 
 def _change_manifest(path: Path, change) -> None:
@@ -305,8 +354,10 @@ def test_safetensors_keeps_dtypes_the_format_lacks():
 
 def _fuzz(data: st.DataObject, folder: Path) -> None:
     good = folder / "good.packhorse"
+    given = replace(artifact(), programs=artifact().programs | {"acme": artifact().program()})
+    given = replace(given, libraries=given.libraries | {"acme": b"//"}, kinds={"acme": "text"})
     if not good.exists():
-        save_artifact(good, artifact())
+        save_artifact(good, given)
     raw = bytearray(good.read_bytes())
     if data.draw(st.booleans()):
         del raw[data.draw(st.integers(0, len(raw))) :]
@@ -320,7 +371,7 @@ def _fuzz(data: st.DataObject, folder: Path) -> None:
         return
     # Only bytes without meaning (times, padding) may change without being noticed.
     assert found.params["w"].tolist() == [1.0] * 4
-    assert found.libraries == artifact().libraries
+    assert (found.libraries, found.kinds) == (given.libraries, given.kinds)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
