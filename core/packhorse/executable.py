@@ -255,14 +255,21 @@ class Executable:
     def profile(self, *args: Any, repeat: int = 10, **inputs: Any) -> list[tuple[str, str, float]]:
         """Run step by step: (label, function, median microseconds) in execution order.
 
+        Kernels of a device are timed by its own clock where it has one. Steps that run by their
+        NumPy reference on the host have a function ``packhorse.op.<operator>``.
+
         Raises
         ------
         CompileError
-            The model runs by the NumPy references: there are no compiled steps.
+            A Relax executable of TVM: it runs a program of its own, not steps.
         """
+        self._require_open()
         executor: Any = self._compiled.executor
         if not hasattr(executor, "profile"):
-            self._require_program("profiled")
+            raise CompileError(
+                "TVM's Relax VM runs a program of its own, which cannot be timed step by step. "
+                "Measure it as a whole: packhorse bench MODEL"
+            )
         rows: list[tuple[str, str, float]] = executor.profile(
             bind(self._names, args, inputs), repeat
         )

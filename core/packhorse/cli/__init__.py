@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "compile": ("packhorse.cli._compile", "compile a model into an artifact"),
     "inspect": ("packhorse.cli._inspect", "show what is in a model, an artifact or a library"),
     "bench": ("packhorse.cli._bench", "measure a model: time, throughput, memory"),
+    "profile": ("packhorse.cli._profile", "time each step of a model, kernel by kernel"),
     "new-backend": ("packhorse.cli._new_backend", "write a package that adds a device"),
     "testing": ("packhorse.cli._testing", "run ONNX's tests on a device, show reports"),
 }

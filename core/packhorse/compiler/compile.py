@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping
+from statistics import median
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,12 +13,13 @@ import numpy as np
 from packhorse.compiler.build import Build, Builder, Scheduler
 from packhorse.compiler.host import run_step
 from packhorse.compiler.link import link, pack_params
-from packhorse.compiler.reference import ReferenceExecutable
+from packhorse.compiler.reference import ReferenceExecutable, TimedReferences
 from packhorse.compiler.result import Compiled, NodeReport, Runner
 from packhorse.compiler.specialize import specialize
 from packhorse.device import Device, Memory
 from packhorse.errors import DeviceMemoryError, UnsupportedOperator
-from packhorse.graph._base import HOST_MEMORY, Copy
+from packhorse.graph._base import HOST_MEMORY, Copy, check_repeat
+from packhorse.graph._segments import HOST_PREFIX
 from packhorse.graph.device_executor import DeviceExecutor
 from packhorse.graph.executor import GraphExecutor
 from packhorse.graph.ir import Graph, TensorType
@@ -187,6 +189,19 @@ class _References:
     def run(self, inputs: Mapping[str, Any]) -> list[Array]:
         arrays = {name: self._on_host(name, value) for name, value in inputs.items()}
         return list(self._inner.run(arrays).values())
+
+    def profile(self, inputs: Mapping[str, Any], repeat: int = 10) -> list[tuple[str, str, float]]:
+        """Time every node: (name, operator, median microseconds)."""
+        check_repeat(repeat)
+        graph = self._inner.graph
+        timed = TimedReferences(graph)
+        arrays = {name: self._on_host(name, value) for name, value in inputs.items()}
+        for _ in range(repeat):
+            timed.run(arrays)
+        return [
+            (node.name or node.outputs[0], f"{HOST_PREFIX}{node.op}", median(times) * 1e-3)
+            for node, times in zip(graph.nodes, timed.nanoseconds, strict=True)
+        ]
 
     @property
     def copies(self) -> tuple[Copy, ...]:

@@ -7,6 +7,7 @@ operator table.
 
 from __future__ import annotations
 
+import time
 from collections import ChainMap, Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from packhorse.errors import (
 )
 from packhorse.graph.ir import Graph, Node, Value, node_reads
 
-__all__ = ["ReferenceExecutable", "check_input", "node_failed"]
+__all__ = ["ReferenceExecutable", "TimedReferences", "check_input", "node_failed"]
 
 Array = np.ndarray[Any, Any]
 Env = MutableMapping[str, Array]
@@ -230,6 +231,28 @@ class ReferenceExecutable:
             _stack(kept[::-1] if back else kept, out, axis)
             for kept, out, back, axis in zip(scans, outs, backward, axes, strict=True)
         ]
+
+
+class TimedReferences(ReferenceExecutable):
+    """The same, timing every node of the graph; what bodies of control flow take is their node's.
+
+    Attributes
+    ----------
+    nanoseconds : list of list of int
+        Times of each node of the graph, one a run.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self.nanoseconds: list[list[int]] = [[] for _ in graph.nodes]
+        self._times = dict(zip(map(id, graph.nodes), self.nanoseconds, strict=True))
+
+    def _run_node(self, node: Node, env: ChainMap[str, Array]) -> Sequence[Array]:
+        start = time.perf_counter_ns()
+        found = super()._run_node(node, env)
+        took = time.perf_counter_ns() - start
+        self._times.get(id(node), []).append(took)
+        return found
 
 
 _CONTROL = frozenset({"If", "Loop", "Scan"})
