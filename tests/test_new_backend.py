@@ -14,6 +14,7 @@ import pytest
 from packhorse import cli
 from packhorse.cli._new_backend import KINDS, create
 from packhorse.errors import ArgumentValueError
+from packhorse.testing import report
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = [p for p in sys.path if p]
@@ -145,6 +146,23 @@ def test_its_device_is_there_and_passes_the_kit(kind, site, tmp_path):
     assert content["counts"]["passed"] == len(content["tests"]) > 200
     out = python("-m", "packhorse", "devices", site=site, cwd=tmp_path)
     assert "acme:0" in out
+
+
+def test_a_sample_of_the_onnx_tests(acme, site, tmp_path):
+    pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+    install(acme, site)
+    file = tmp_path / "report.json"
+    arguments = ["testing", "onnx", "--device", "acme", "--tier", "dense", "--tier", "control"]
+    python(
+        "-m", "packhorse", *arguments, "--sample", "180", "--report", str(file), site=site, cwd=acme
+    )
+    before = {r.name: r for r in report.read(ROOT / "docs/conformance/onnx-acme.json").results}
+    found = report.read(file).results
+    assert len(found) == 180
+    for result in found:
+        known = before[result.name]
+        assert result.outcome == "passed" or known.outcome != "passed", result
+        assert result.host <= known.host or known.outcome != "passed", result
 
 
 @pytest.mark.slow
