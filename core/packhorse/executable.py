@@ -199,7 +199,7 @@ class Executable:
         """False once it or one of its devices was closed."""
         if self._closed:
             return False
-        for where in self._devices:  # on the way of every call: no generator
+        for where in self._devices:  # noqa: SIM110 - on the way of every call: no generator
             if where.closed:
                 return False
         return True
@@ -341,7 +341,7 @@ class Executable:
             return self._artifact
         program = self._require_program("saved")
         target = self.device.info.name
-        kind, code = ("", self._library()) if self.device.info.is_host else self._blob()
+        kind, code = self._code()
         return Artifact(
             programs={target: program},
             params=self._compiled.params,
@@ -399,16 +399,18 @@ class Executable:
             ) from error
         return path
 
-    def _blob(self) -> tuple[str, bytes]:
-        """Kind and bytes of the compiled code of a device that is not host memory."""
+    def _code(self) -> tuple[str, bytes]:
+        """The compiled code: as the device loads it, or a shared library of kind ""."""
         module: Module = self._compiled.module
-        if "load" not in self.device.capabilities:
-            raise CompileError(
-                f"nothing was saved: the backend of '{self.device.name}' loads no saved code "
-                "(its devices have no load(blob, kind)). Keep the model file, or compile it for "
-                "another device, such as 'llvm-cpu'"
-            )
-        return module.save_blob()
+        if "load" in self.device.capabilities:
+            return module.save_blob()
+        if self.device.info.is_host:
+            return "", self._library()
+        raise CompileError(
+            f"nothing was saved: the backend of '{self.device.name}' loads no saved code (its "
+            "devices have no load(blob, kind)). Keep the model file, or compile it for another "
+            "device, such as 'llvm-cpu'"
+        )
 
     def _library(self) -> bytes:
         """The compiled code, linked into a shared library."""
@@ -443,7 +445,7 @@ class Executable:
             )
         return self._compiled.program
 
-    def _on(self, wanted: str | Device) -> Executable:
+    def _on(self, wanted: DeviceLike) -> Executable:
         self._require_open()
         if self._compiled.placement is not None or isinstance(wanted, Mapping):
             raise ArgumentValueError(

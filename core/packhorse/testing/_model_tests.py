@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from packhorse.device import Device
-from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
+from packhorse.errors import ArgumentTypeError, ArgumentValueError, CompileError, DeviceClosed
+from packhorse.module_base import Module
 from packhorse.testing.compare import check_equal
 from packhorse.testing.graphs import GRAPHS, Example
 
@@ -104,6 +106,28 @@ class ModelTests:
                 ready(**example.feeds)
             self._check(model(**example.feeds, device=opened), example)
 
+    def test_saved_and_loaded(self, opened: Device, tmp_path: Path) -> None:
+        """A saved model is loaded by the device and gives the very same; a device whose code
+        cannot be saved says so and leaves no file."""
+        from packhorse.artifact import load_artifact
+        from packhorse.executable import Executable
+
+        example, path = GRAPHS["cnn"](), tmp_path / "model.packhorse"
+        with _model(example) as model:
+            shapes = {name: array.shape for name, array in example.feeds.items()}
+            ready = model.compile(opened, shapes=shapes)
+            if not _can_be_saved(ready.module, opened):
+                with pytest.raises(CompileError, match="save"):
+                    ready.save(path)
+                assert not list(tmp_path.iterdir())
+                return
+            ready.save(path)
+            wanted = ready(**example.feeds)
+        with Executable.from_artifact(load_artifact(path), opened) as loaded:
+            found = loaded(*example.feeds.values())
+        for ours, theirs in zip(_tuple(found), _tuple(wanted), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
     def test_nothing_is_left_behind(self, opened: Device) -> None:
         """100 cycles of compile, run and close leave the device's memory as it was."""
         example = GRAPHS["mlp"](2)
@@ -116,10 +140,23 @@ class ModelTests:
         assert (after.used, after.live) == (before.used, before.live)
 
     def _check(self, found: Any, example: Example) -> None:
-        results = found if isinstance(found, tuple) else (found,)
+        results = _tuple(found)
         assert len(results) == len(example.wanted)
         for number, (ours, theirs) in enumerate(zip(results, example.wanted, strict=True)):
             check_equal(ours, theirs, f"output {number}", self.rtol, self.atol)
+
+
+def _tuple(found: Any) -> tuple[Any, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _can_be_saved(module: Module | None, device: Device) -> bool:
+    """Whether the backend wrote what saving needs."""
+    if module is None:
+        return False
+    if "load" in device.capabilities:
+        return type(module).save_blob is not Module.save_blob
+    return device.info.is_host and type(module).export_library is not Module.export_library
 
 
 def _model(example: Example) -> Any:
