@@ -101,7 +101,7 @@ def run_case(case: OnnxCase, device: str | Device) -> Result:
     took = time.perf_counter() - start
     return Result(
         case.name, outcome, " ".join(reason.split())[:300], took, case.tier,
-        len(hosted), ", ".join(sorted(set(hosted))),
+        len(hosted), ", ".join(sorted(set(hosted))), case.operator,
     )  # fmt: skip
 
 
@@ -157,7 +157,11 @@ def run_suite(
         if progress is not None:
             progress(number, len(chosen), case.name)
         if case.name in reasons:
-            results.append(Result(case.name, "skipped", reasons[case.name], 0.0, case.tier))
+            results.append(
+                Result(
+                    case.name, "skipped", reasons[case.name], tier=case.tier, operator=case.operator
+                )
+            )
         else:
             results.append(run_case(case, opened))
     return results

@@ -29,7 +29,7 @@ wrong; both carry a reason."""
 @dataclass(frozen=True)
 class Result:
     """How one test went. ``host``: nodes that ran by their NumPy reference instead, and
-    ``hosted``: their operators, ``"NonZero, Unique"``."""
+    ``hosted``: their operators, ``"NonZero, Unique"``. ``operator``: what the test is about."""
 
     name: str
     outcome: str
@@ -38,6 +38,7 @@ class Result:
     tier: str = ""
     host: int = 0
     hosted: str = ""
+    operator: str = ""
 
 
 @dataclass(frozen=True)
