@@ -70,6 +70,8 @@ def install(site: Path, monkeypatch: Any, priority: int = 150) -> Any:
     for module in (manager, plugin):
         monkeypatch.setattr(module, "default_manager", lambda: own)
     monkeypatch.setattr(_devices, "default_devices", lambda: devices)
+    opener = sys.modules["packhorse.device"]  # "packhorse.device" is the function of that name
+    monkeypatch.setattr(opener, "_opened", lambda: devices, raising=False)
     devices.open("vault").close()
     return sys.modules["ph_vault"]
 
