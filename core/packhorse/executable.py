@@ -23,7 +23,6 @@ from packhorse.errors import (
     ArtifactError,
     CompileError,
     DeviceClosed,
-    DeviceUnavailable,
 )
 from packhorse.feeds import Array, bind, no_such_input
 from packhorse.graph.ir import TensorType
@@ -131,7 +130,7 @@ class Executable:
 
         module = load_module(path)
         factory = find_factory(module)
-        where = device(on or (backend_of(factory.program()) if factory else "cpu"))
+        where = device(on or backend_of(factory.program() if factory else None, module))
         threads = getattr(where, "threads", 0)
         again = functools.partial(cls.from_library, path)
         if factory is not None:
@@ -143,8 +142,7 @@ class Executable:
             compiled = Compiled(executor, steps, program, module)
             return cls(where, inputs, program.output_names, compiled, reopen=again)
         if any(m.kind == "relax.VMExecutable" for m in (module, *module.imports)):
-            _require_host(where)
-            relax = load_relax(module, threads=threads)
+            relax = load_relax(module, device=where, threads=threads)
             rows = [NodeReport(name, where.name, name) for name in relax.functions]
             compiled = Compiled(relax, rows, module=module)
             return cls(where, relax.inputs, relax.output_names, compiled, reopen=again)
@@ -469,11 +467,3 @@ class Executable:
 def _refuse(feeds: Any) -> list[Array]:
     """What a closed executable runs; no method, which would keep it alive."""
     raise DeviceClosed("this executable is closed; compile or load it again")
-
-
-def _require_host(where: Device) -> None:
-    if not where.info.is_host:
-        raise DeviceUnavailable(
-            f"this Relax executable holds code for the processor, none for '{where.name}'. Load "
-            "the model and compile it for that device"
-        )

@@ -11,6 +11,8 @@ from packhorse.device import Device
 from packhorse.device import device as open_device
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceUnavailable
 from packhorse.graph.program import Program
+from packhorse.module_base import Module
+from packhorse.module_device import device_types
 from packhorse.native.devices import HOST, device_word
 
 __all__ = ["Place", "backend_of", "device_type", "place_of", "require_host"]
@@ -34,9 +36,12 @@ def device_type(program: Program) -> int | None:
     return int(found) if found.isdecimal() else None
 
 
-def backend_of(program: Program) -> str:
-    """The backend a graph was compiled for, ``cpu`` if it does not say."""
-    word = device_word(device_type(program) or HOST)
+def backend_of(program: Program | None, module: Module | None = None) -> str:
+    """The backend that a graph, or else its library, was compiled for; ``cpu`` if neither says."""
+    kind = None if program is None else device_type(program)
+    if kind is None and module is not None:
+        kind = min(device_types([module]), default=None)
+    word = device_word(kind or HOST)
     return word if word in _BACKENDS else "cpu"
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeAlias
 
 import numpy as np
 
+from packhorse.device import Device
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -37,9 +38,10 @@ from packhorse.graph.relax_arguments import (
     order,
     values,
 )
+from packhorse.graph.relax_device import DeviceReplay, memory_for
 from packhorse.graph.relax_file import FunctionKind
 from packhorse.graph.relax_fold import fold
-from packhorse.graph.relax_machine import Machine, refused_mode
+from packhorse.graph.relax_machine import Machine, RunNative, refused_mode
 from packhorse.graph.relax_module import disassemble, global_callee, loaded, own_functions
 from packhorse.graph.relax_plan import Replay, as_output, run_native
 from packhorse.graph.relax_signature import Parameter, output_count, signature
@@ -62,8 +64,8 @@ class _Entry:
     number: int
     parameters: list[Parameter]
     params: dict[str, View] = field(default_factory=dict)
-    plans: OrderedDict[Any, Replay | str] = field(default_factory=OrderedDict)
-    last: Replay | None = None
+    plans: OrderedDict[Any, Replay | DeviceReplay | str] = field(default_factory=OrderedDict)
+    last: Replay | DeviceReplay | None = None
     last_key: tuple[Any, ...] = ()
 
     def forget(self) -> None:
@@ -81,6 +83,8 @@ class RelaxExecutable:
         A library of TVM's tvm-ffi ABI that holds a ``relax.VMExecutable``.
     params : mapping of str to array, optional
         Weights that are inputs of ``main``: bound once, so that runs take the other inputs only.
+    device : Device, optional
+        The one it was compiled for, when that has memory of its own; default: the host.
     threads : int
         Threads of a parallel launch; 0 means all this process may use.
 
@@ -88,6 +92,8 @@ class RelaxExecutable:
     ------
     ArtifactError
         The module holds no Relax executable, or a damaged one.
+    DeviceUnavailable
+        It was compiled for another device.
     ArgumentTypeError, ArgumentValueError
         A param does not fit.
 
@@ -98,9 +104,17 @@ class RelaxExecutable:
     """
 
     def __init__(
-        self, module: Module, params: Mapping[str, Any] | None = None, *, threads: int = 0
+        self,
+        module: Module,
+        params: Mapping[str, Any] | None = None,
+        device: Device | None = None,
+        *,
+        threads: int = 0,
     ) -> None:
         self._file, self._constants = loaded(module)
+        self._memory = memory_for(module, device)
+        if self._memory is not None:
+            self._constants = self._memory.uploaded(self._constants)
         libraries = [m.name for m in module.imports if m.kind == "library"]
         self.name = libraries[0] if libraries else module.name
         self._threads, self._lock, self._closed = threads, threading.Lock(), False
@@ -154,7 +168,7 @@ class RelaxExecutable:
         """Bytes of work memory its plans hold, constants left out."""
         plans = [plan for entry in self._entries.values() for plan in entry.plans.values()]
         folded = sum(buffer.size for buffer in self._folded.values())
-        return folded + sum(plan.memory_bytes for plan in plans if isinstance(plan, Replay))
+        return folded + sum(plan.memory_bytes for plan in plans if not isinstance(plan, str))
 
     def as_text(self) -> str:
         """The bytecode in the form of TVM's own listing."""
@@ -245,7 +259,7 @@ class RelaxExecutable:
             bound = bind(open_rows, order(open_rows, inputs))
             key = bound.key
             plan = entry.plans.get(key)
-            if isinstance(plan, Replay):
+            if plan is not None and not isinstance(plan, str):
                 entry.plans.move_to_end(key)
                 entry.last, entry.last_key = plan, key
                 return plan.run(bound.arrays)
@@ -256,8 +270,10 @@ class RelaxExecutable:
         given, params = iter(values(bound)), entry.params
         names = [p.name for p in entry.parameters]
         args = [params[name] if name in params else next(given) for name in names]
-        native = partial(run_native, threads=self._threads)
-        machine = Machine(self._file, self._constants, self._resolve, native)
+        native: RunNative = partial(run_native, threads=self._threads)
+        if self._memory is not None:
+            args, native = self._memory.uploaded(args), self._memory.run
+        machine = Machine(self._file, self._constants, self._resolve, native, self._memory)
         machine.trace.result = leaves(machine.run(entry.number, args))
         outputs = [as_output(leaf) for leaf in machine.trace.result]
         dynamic = machine.trace.dynamic
@@ -267,8 +283,10 @@ class RelaxExecutable:
             entry.last = None  # it may be the one
         return outputs
 
-    def _replay(self, trace: Trace, arrays: Sequence[Array]) -> Replay:
+    def _replay(self, trace: Trace, arrays: Sequence[Array]) -> Replay | DeviceReplay:
         """The plan of a trace; calls that read constants alone are left out where that is safe."""
+        if self._memory is not None:
+            return DeviceReplay(trace, self._memory)
         folded = fold(trace, partial(run_native, threads=self._threads), self._folded)
         if folded is not None:
             plan = Replay(folded.trace, self._threads)
@@ -323,7 +341,7 @@ class RelaxExecutable:
         """Free its memory; waits for a run in progress. Closing twice is fine."""
         with self._lock:
             self._closed = True
-            self._callees, self._folded = {}, {}
+            self._callees, self._folded, self._constants = {}, {}, []
             for entry in self._entries.values():
                 entry.forget()
                 entry.params.clear()
@@ -345,7 +363,11 @@ class RelaxExecutable:
 
 
 def load_relax(
-    module: Module, params: Mapping[str, Any] | None = None, *, threads: int = 0
+    module: Module,
+    params: Mapping[str, Any] | None = None,
+    device: Device | None = None,
+    *,
+    threads: int = 0,
 ) -> RelaxExecutable:
     """The Relax executable of a loaded library; parameters and errors as its class."""
-    return RelaxExecutable(module, params, threads=threads)
+    return RelaxExecutable(module, params, device, threads=threads)

@@ -33,6 +33,12 @@ class MachineLike(Protocol):
     def depend(self, why: str) -> None:
         """Note that what follows depends on the contents of tensors."""
 
+    def storage(self, nbytes: int, device: int, scope: str) -> Buffer:
+        """Memory of one of the executable's devices."""
+
+    def device_type(self) -> int:
+        """DLPack type of the device that tensors lie on."""
+
 
 Builtin = Callable[..., Any]
 """``builtin(machine, *args)``; TypeError and the like mean that the file is damaged."""
@@ -246,12 +252,7 @@ def _check_func_info(machine: MachineLike, value: Any, context: Any = "") -> Non
 def _alloc_storage(
     machine: MachineLike, _: Any, shape: Any, device: int, dtype: Any, scope: str = "global"
 ) -> Buffer:
-    if device not in (0, -1) or scope != "global":
-        raise ArtifactError(
-            f"the executable wants memory '{scope}' of its device {device}, but packhorse runs "
-            "Relax executables on the CPU; compile the model for target 'llvm'"
-        )
-    return Buffer(aligned_empty(_size(_ints(shape), _dtype(dtype))), Source.PLANNED)
+    return machine.storage(_size(_ints(shape), _dtype(dtype)), device, scope)
 
 
 def _alloc_tensor(
@@ -260,9 +261,9 @@ def _alloc_tensor(
     if not isinstance(storage, Buffer) or scope != "global":
         raise TypeError("a storage of global memory is needed")
     nbytes = _size(_ints(shape), _dtype(dtype))
-    if offset % FFI_ALIGNMENT or not 0 <= offset <= len(storage.memory) - nbytes:
+    if offset % FFI_ALIGNMENT or not 0 <= offset <= storage.size - nbytes:
         raise ValueError(
-            f"a tensor of {nbytes} bytes at offset {offset} in a storage of {len(storage.memory)}"
+            f"a tensor of {nbytes} bytes at offset {offset} in a storage of {storage.size}"
         )
     return View(storage, offset, shape, dtype)
 
@@ -280,10 +281,10 @@ def _reshape(machine: MachineLike, value: Any, shape: Any) -> View:
 def _to_device(
     machine: MachineLike, value: Any, device: int, index: int, scope: str = "global"
 ) -> View:
-    if (device, index) != (1, 0):
+    if device != machine.device_type():
         raise ArtifactError(
-            f"the executable moves a tensor to device type {device}, index {index}, but packhorse "
-            "runs Relax executables on the CPU; compile the model for target 'llvm'"
+            f"the executable moves a tensor to device type {device}, index {index}, but its other "
+            f"tensors lie on device type {machine.device_type()}; compile the model for one target"
         )
     return _view(value)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from packhorse.errors import ArtifactError, PackhorseError
 from packhorse.graph.relax_builtins import BUILTINS
+from packhorse.graph.relax_device import DeviceMemory
 from packhorse.graph.relax_file import (
     VM_REGISTER,
     VOID_REGISTER,
@@ -64,12 +65,19 @@ class Machine:
         Finds packed functions by name.
     run_native : callable
         Runs native steps.
+    memory : DeviceMemory, optional
+        Where tensors lie; default: on the host.
     """
 
     def __init__(
-        self, file: RelaxFile, constants: Sequence[Any], resolve: Resolve, run_native: RunNative
+        self,
+        file: RelaxFile,
+        constants: Sequence[Any],
+        resolve: Resolve,
+        run_native: RunNative,
+        memory: DeviceMemory | None = None,
     ) -> None:
-        self.file, self.trace = file, Trace()
+        self.file, self.trace, self._memory = file, Trace(), memory
         self._constants, self._resolve, self._run_native = constants, resolve, run_native
         self._depth = self._count = 0
 
@@ -185,6 +193,28 @@ class Machine:
         """Note why other contents of the inputs may lead to other calls."""
         self.trace.dynamic = self.trace.dynamic or why
 
+    def storage(self, nbytes: int, device: int, scope: str) -> Buffer:
+        """Memory of the executable's device 0; -1, the last one, is the host.
+
+        Raises
+        ------
+        ArtifactError
+            It wants another device, or memory that is no plain buffer.
+        """
+        if device not in (0, -1) or scope != "global":
+            name = self._memory.device.name if self._memory else "the CPU"
+            raise ArtifactError(
+                f"the executable wants memory '{scope}' of its device {device}, but packhorse runs "
+                f"this one on {name} alone; compile the model for one target"
+            )
+        if self._memory is None or device == -1:
+            return Buffer(aligned_empty(nbytes), Source.PLANNED)
+        return self._memory.storage(nbytes)
+
+    def device_type(self) -> int:
+        """DLPack type of the device that tensors lie on."""
+        return self._memory.device.dlpack_device[0] if self._memory else 1
+
     # ------------------------------------------------------------ packed functions
 
     def _invoke(self, callee: Closure | Callee, args: Sequence[Any], wanted: bool) -> Any:
@@ -195,19 +225,22 @@ class Machine:
         heaps = {id(v.buffer): v.buffer for v in args if _is_heap(v)}
         step = Step(callee, tuple(args), native)
         if heaps and not wanted and all(_is_heap(arg) for arg in args):
-            self._run_native([step]) if native else step.call()
+            self._run_native([step]) if native else self._run_step(step)
             return None  # it computed sizes from sizes: nothing to replay
         before = {number: _frozen(heap) for number, heap in heaps.items()}
         if native:
             self._run_native([step])
             result = None
         else:
-            returned = step.call()
+            returned = self._run_step(step)
             result = self._result(callee, returned) if wanted else None
         if any(not np.array_equal(before[i].memory, heap.memory) for i, heap in heaps.items()):
             self.depend(f"'{callee.name}' computes sizes from data")
         self.trace.steps.append(_with_heaps(step, before))
         return result
+
+    def _run_step(self, step: Step) -> Any:
+        return step.call() if self._memory is None else self._memory.bound(step)()
 
     def _result(self, callee: Callee, value: Any) -> Any:
         if value is None:
@@ -219,7 +252,7 @@ class Machine:
         memory = aligned_empty(array.nbytes)
         view = View(Buffer(memory, Source.PLANNED), 0, array.shape, array.dtype)
         view.array[...] = array
-        return view
+        return view if self._memory is None else self._memory.uploaded(view)
 
 
 def _is_heap(value: Any) -> bool:
