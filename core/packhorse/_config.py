@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a list of devices needs no paths
+    from pathlib import Path
 
 __all__ = ["ENVIRONMENT", "cache_dir", "cache_usage", "flag", "names", "setting"]
 
@@ -55,6 +58,8 @@ def names(value: str | None) -> tuple[str, ...]:
 
 
 def _user_cache() -> Path:
+    from pathlib import Path
+
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     if sys.platform == "win32":
@@ -70,6 +75,8 @@ def cache_dir(*parts: str) -> Path:
     ``$PACKHORSE_CACHE_DIR``, else ``packhorse`` in the user's cache directory
     (``$XDG_CACHE_HOME`` or ``~/.cache`` on Linux).
     """
+    from pathlib import Path
+
     chosen = setting("PACKHORSE_CACHE_DIR")
     root = Path(chosen).expanduser() if chosen else _user_cache() / "packhorse"
     return root.joinpath(*parts)

@@ -11,7 +11,7 @@ Importing this module imports no plugin; :func:`device` imports exactly the one 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
@@ -22,6 +22,8 @@ from packhorse.plugin.info import API, BackendInfo, DeviceInfo, OptionSpec, Stat
 
 if TYPE_CHECKING:  # annotations only: naming a device needs no arrays
     import numpy as np
+
+    from packhorse._devices import Devices
 
 __all__ = [
     "API",
@@ -311,9 +313,7 @@ def device(name: str | Device | None = None) -> Device:
     PluginError, MissingExtra
         Its plugin is broken, of another API version, or lacks a package.
     """
-    from packhorse._devices import default_devices
-
-    return default_devices().open(name)
+    return (_opened or _devices())().open(name)
 
 
 def best_device() -> Device:
@@ -332,6 +332,16 @@ def devices(probe: bool = False, timeout: float = 20.0) -> list[DeviceInfo]:
     timeout : float
         Seconds each probe may take.
     """
+    return (_opened or _devices())().rows(probe=probe, timeout=timeout)
+
+
+_opened: Callable[[], Devices] | None = None
+"""``default_devices`` once it was needed: an import, even of what is there, takes 0.3 us a call."""
+
+
+def _devices() -> Callable[[], Devices]:
+    global _opened
     from packhorse._devices import default_devices
 
-    return default_devices().rows(probe=probe, timeout=timeout)
+    _opened = default_devices
+    return default_devices

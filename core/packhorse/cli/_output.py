@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,8 @@ def fail(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """Write a value as indented JSON."""
+    import json  # tables do without
+
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 

@@ -18,7 +18,6 @@ from packhorse.plugin.info import API, BackendInfo, FrontendInfo, OptionSpec
 __all__ = [
     "REQUIRED",
     "check_api",
-    "check_hooks",
     "check_info",
     "check_packages",
     "missing_package",
@@ -38,34 +37,41 @@ def new_pluggy() -> pluggy.PluginManager:
     return manager
 
 
-def check_hooks(entry: Entry, plugin: object) -> None:
-    """Refuse misspelt, missing or unmarked hooks, and hooks with unknown arguments.
-
-    A scratch manager is used, so that a refused plugin leaves no trace in the real one.
+def register(manager: pluggy.PluginManager, entry: Entry, plugin: object) -> None:
+    """Register a plugin; one with misspelt, missing or unmarked hooks is refused and leaves no
+    trace.
 
     Raises
     ------
     pluggy.PluginValidationError, AttributeError
-        What is wrong with the hooks.
+        What is wrong with the hooks, unknown arguments included.
     PluginTooNew, PluginTooOld
         They are those of another API version, which explains more.
     """
-    required = REQUIRED.get(entry.group, ())
-    scratch = new_pluggy()
+    if manager.is_registered(plugin):  # a module may be named by several entries
+        _check_required(manager, entry, plugin)
+        return
     try:
-        scratch.register(plugin, entry.name)
-        scratch.check_pending()
-    except pluggy.PluginValidationError:
-        describe = getattr(plugin, required[0], None) if required else None
-        if callable(describe):
+        manager.register(plugin, f"{entry.group}:{entry.name}")
+        manager.check_pending()
+        _check_required(manager, entry, plugin)
+    except Exception as error:
+        if manager.is_registered(plugin):  # newer versions of pluggy register all of it or nothing
+            manager.unregister(plugin)
+        describe = getattr(plugin, REQUIRED.get(entry.group, ("",))[0], None)
+        if isinstance(error, pluggy.PluginValidationError) and callable(describe):
             check_api(entry, describe())
         raise
-    for hook in required:
-        if not getattr(scratch.hook, hook).get_hookimpls():
+
+
+def _check_required(manager: pluggy.PluginManager, entry: Entry, plugin: object) -> None:
+    found = {caller.name for caller in manager.get_hookcallers(plugin) or ()}
+    for hook in REQUIRED.get(entry.group, ()):
+        if hook not in found:
             there = hasattr(plugin, hook)
             marked = " (it is there, but not marked with @hookimpl)" if there else ""
             raise AttributeError(f"{entry.value} has no hook {hook}{marked}")
-    if not scratch.get_hookcallers(plugin):
+    if not found:
         raise AttributeError(
             f"{entry.value} has no hook of packhorse; a function is one when it is marked with "
             "@hookimpl"

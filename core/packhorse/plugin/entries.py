@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
 
 from packhorse._device_string import is_backend_word
 from packhorse._version import __version__
@@ -117,15 +116,6 @@ def normalized(dist: str) -> str:
     return re.sub(r"[-_.]+", "-", dist).lower()
 
 
-class _Metadata(Protocol):
-    """The metadata folder of a distribution, on disk or in a zip file."""
-
-    @property
-    def name(self) -> str: ...
-    def joinpath(self, name: str, /) -> _Metadata: ...
-    def read_bytes(self) -> bytes: ...
-
-
 def installed() -> list[Entry]:
     """All entry points of :data:`GROUPS`, those with damaged metadata included.
 
@@ -134,59 +124,58 @@ def installed() -> list[Entry]:
     """
     entries: list[Entry] = []
     seen: set[str] = set()
-    for folder in _metadata_folders():
-        try:
-            data = folder.joinpath("entry_points.txt").read_bytes()
-        except OSError:
-            continue  # most have none; what cannot be read cannot be said to be a plugin
-        if b"packhorse." not in data:
-            continue
-        dist, version = _identity(folder)
-        if normalized(dist) not in seen:
-            seen.add(normalized(dist))
-            entries.extend(_parsed(data, dist, version))
+    for place in dict.fromkeys(path or os.curdir for path in sys.path):
+        names, read = _listed(place)
+        for folder in names:
+            # "~": what an interrupted pip left behind
+            if not folder.endswith((".dist-info", ".egg-info")) or folder.startswith("~"):
+                continue
+            try:
+                data = read(f"{folder}/entry_points.txt")
+            except (OSError, KeyError):
+                continue  # most have none; what cannot be read cannot be said to be a plugin
+            if b"packhorse." not in data:
+                continue
+            dist, version = _identity(folder, read)
+            if normalized(dist) not in seen:
+                seen.add(normalized(dist))
+                entries.extend(_parsed(data, dist, version))
     return entries
 
 
-def _metadata_folders() -> Iterator[_Metadata]:
-    for place in dict.fromkeys(path or os.curdir for path in sys.path):
-        root, names = _listed(place)
-        for name in names:
-            # "~": what an interrupted pip left behind
-            if name.endswith((".dist-info", ".egg-info")) and not name.startswith("~"):
-                yield root.joinpath(name)
-
-
-def _listed(place: str) -> tuple[_Metadata, list[str]]:
-    """A folder, or a zip file, and the names in it."""
+def _listed(place: str) -> tuple[Iterable[str], Callable[[str], bytes]]:
+    """The names in a folder, or in a zip file, and what reads a file of it."""
     try:
-        return Path(place), os.listdir(place)
+        return os.listdir(place), functools.partial(_read, place)
     except NotADirectoryError:
         import zipfile  # rare, and slow to import
 
         if zipfile.is_zipfile(place):
             archive = zipfile.ZipFile(place)
-            return zipfile.Path(archive), sorted({n.split("/")[0] for n in archive.namelist()})
+            return dict.fromkeys(n.partition("/")[0] for n in archive.namelist()), archive.read
     except OSError:  # sys.path may name what is not there
         pass
-    return Path(place), []
+    return (), functools.partial(_read, place)
 
 
-def _identity(folder: _Metadata) -> tuple[str, str]:
+def _read(place: str, name: str) -> bytes:
+    with open(os.path.join(place, name), "rb") as file:
+        return file.read()
+
+
+def _identity(folder: str, read: Callable[[str], bytes]) -> tuple[str, str]:
     """Name and version of a distribution; from the folder's name where its metadata is damaged."""
     fields: dict[str, str] = {}
     for file in ("METADATA", "PKG-INFO"):
         try:
-            head, _, _ = (
-                folder.joinpath(file).read_bytes().decode(errors="replace").partition("\n\n")
-            )
-        except OSError:
+            text = read(f"{folder}/{file}").decode(errors="replace")
+        except (OSError, KeyError):
             continue
-        for line in head.splitlines():
+        for line in text.partition("\n\n")[0].splitlines():
             key, colon, value = line.partition(":")
             if colon:
                 fields.setdefault(key.strip().lower(), value.strip())
-    name, _, version = folder.name.rpartition(".")[0].partition("-")
+    name, _, version = folder.rpartition(".")[0].partition("-")
     return fields.get("name") or name, fields.get("version") or version or "of unknown version"
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from packhorse import _config
@@ -24,10 +24,10 @@ from packhorse.errors import (
 from packhorse.plugin.checks import (
     REQUIRED,
     check_api,
-    check_hooks,
     check_info,
     check_packages,
     new_pluggy,
+    register,
     trace_call,
     trace_result,
 )
@@ -42,7 +42,9 @@ from packhorse.plugin.entries import (
 from packhorse.plugin.frontend import Frontend, choose_frontend
 from packhorse.plugin.info import BackendInfo, FrontendInfo, PluginContext
 
-if TYPE_CHECKING:  # annotations only: the device lies above the plugins
+if TYPE_CHECKING:  # annotations only: the device lies above the plugins, and lists are quick
+    from pathlib import Path
+
     from packhorse.device import Backend
 
 __all__ = ["BACKENDS", "FORMATS", "FRONTENDS", "PLUGINS", "PluginManager", "default_manager"]
@@ -152,9 +154,7 @@ class PluginManager:
             entry = self.entry(group, name)
             try:
                 plugin = entry.load()
-                check_hooks(entry, plugin)
-                if not self._pluggy.is_registered(plugin):
-                    self._pluggy.register(plugin, f"{group}:{name}")
+                register(self._pluggy, entry, plugin)
             except (Exception, SystemExit) as error:
                 self._fail(entry, error)
             self._plugins[key] = plugin
@@ -288,6 +288,8 @@ class PluginManager:
 
     def context(self, entry: Entry) -> PluginContext:
         """What the plugin of an entry point is told about itself."""
+        from pathlib import Path
+
         module = sys.modules.get(entry.value.partition(":")[0].strip())
         return PluginContext(
             entry.dist,
@@ -343,7 +345,7 @@ class PluginManager:
                 infos.append(self.frontend_info(name))
             except PackhorseError as error:
                 broken.append(error)
-        return self.frontend(choose_frontend(Path(path).name, infos, broken))
+        return self.frontend(choose_frontend(os.path.basename(path), infos, broken))
 
     # -- shared ------------------------------------------------------------------------------
 

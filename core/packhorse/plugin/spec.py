@@ -10,13 +10,13 @@ need. Hooks are for discovery: allocate, copy, compile and call are methods of w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
 if TYPE_CHECKING:  # annotations only: plugin lies below the modules named here
     import argparse
+    from pathlib import Path
 
     from packhorse.artifact import Artifact
     from packhorse.device import Backend
