@@ -58,6 +58,7 @@ FAMILIES = (
     "resize",
     "sample",
     "region",
+    "signal",
     "quant",
 )
 """Modules of this package that register operators when imported."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
-from packhorse.kernel.expr import Expr, Index, Reduce, affine, cast
+from packhorse.kernel.expr import Affine, Expr, Index, Reduce, affine, cast
 from packhorse.kernel.lowering import (
     Lazy,
     Lowering,
@@ -23,7 +23,6 @@ from packhorse.kernel.lowering import (
     Piece,
     Pieces,
     axes_of,
-    compute_dtype,
     lazy,
 )
 from packhorse.ops import _sampling as sampling
@@ -84,16 +83,16 @@ def _lower_deform_conv(ctx: Lowering) -> Lazy | Pieces:
     if group > MAX_PIECES:
         raise UnsupportedOperator(f"a convolution with {group} groups is not compiled")
     columns = _columns(ctx, plan)
-    weights = w if w.constant is not None else w.stored()
+    terms = w.shape[1] * math.prod(plan.window.kernel)
+    weights = (w if w.constant is not None else w.stored()).reshape((w.shape[0], terms))
     shape, dtype = ctx.output_types[0]
     size, out = shape[1] // group, axes_of(len(shape))
 
     def value(g: int) -> Expr:
-        bound = [*(ctx.axis(k) for k in plan.window.kernel), ctx.axis(w.shape[1])]
-        *taps, inner = (affine(name) for name, _ in bound)
-        channel = out[1] + g * size
-        data = columns.at([out[0], inner + g * w.shape[1], *taps, *out[2:]])
-        total = Reduce("sum", tuple(bound), data * weights.at([channel, inner, *taps]), data.dtype)
+        axis, channel = ctx.axis(terms), out[1] + g * size
+        k = affine(axis[0])
+        data = columns.at([out[0], k + g * terms, *out[2:]])
+        total = Reduce("sum", (axis,), data * weights.at([channel, k]), data.dtype)
         return ctx[3].at([channel]) + total if ctx.has(3) else total
 
     if group == 1:
@@ -109,28 +108,29 @@ def _lower_deform_conv(ctx: Lowering) -> Lazy | Pieces:
 
 
 def _columns(ctx: Lowering, plan: _Plan) -> Operand:
-    """A kernel that interpolates what every window sees: (N, C, *kernel, *out)."""
+    """A kernel that interpolates what every window sees: (N, C * kernel positions, *out)."""
     x, window = ctx[0].stored(), plan.window
     rank, size = len(window.kernel), x.shape[1] // plan.groups
     extents = (x.shape[0], plan.groups, size, *window.kernel, *window.out)
     image, team, member, *rest = axes_of(len(extents))
     taps, out = rest[:rank], rest[rank:]
-    tap = team
-    for place, extent in zip(taps, window.kernel, strict=True):
-        tap = tap * extent + place
+    place, positions = Affine(), math.prod(window.kernel)  # within the kernel, row-major
+    for tap, extent in zip(taps, window.kernel, strict=True):
+        place = place * extent + tap
+    shared = team * positions + place
     dims = []
     for d, extent in enumerate(x.shape[2:]):
-        offset = ctx[2].at([image, tap * rank + d, *out])
+        offset = ctx[2].at([image, shared * rank + d, *out])
         plain = out[d] * window.strides[d] + taps[d] * window.dilations[d] - window.pads[d][0]
         where = cast(Index(plain), offset.dtype) + offset
         dims.append(sampling.tap_exprs(where, extent, sampling.LINEAR))
     channel = team * size + member
     value = sampling.load_taps(x, [image, channel], dims)
     if ctx.has(4):
-        value = value * ctx[4].at([image, tap, *out])
-    columns = ctx.buffer((*x.shape[:2], *extents[3:]), compute_dtype(x.dtype))
+        value = value * ctx[4].at([image, shared, *out])
+    columns = ctx.buffer((x.shape[0], x.shape[1] * positions, *window.out), value.dtype)
     axes = [(f"i{d}", n) for d, n in enumerate(extents)]
-    ctx.kernel(axes, [(columns, [image, channel, *rest], value)])
+    ctx.kernel(axes, [(columns, [image, channel * positions + place, *out], value)])
     return columns
 
 

@@ -51,7 +51,28 @@ def _windows() -> Iterator[Row]:
     yield "MaxUnpool", ["f32 1x1x2x2", where], {"kernel_shape": [2, 2], "strides": [2, 2]}, {}
 
 
+def _signals() -> Iterator[Row]:
+    for shape, axis, inverse in product(("2x16x2", "3x9x4x1"), (0, 1, -2), (0, 1)):
+        inputs = [f"f32 {shape}", None, np.array(axis)]
+        yield "DFT", inputs, {"inverse": inverse}, {"constant": (2,)}
+    length = {"constant": (1,)}
+    for points in (8, 13, 40):
+        yield "DFT", ["f32 2x20x1", np.array(points)], {"onesided": 1}, length
+        yield "DFT", ["f32 2x20x2", np.array(points)], {"onesided": 1, "inverse": 1}, length
+    yield from (("DFT", [f"{d} 2x16x2"], {}, {}) for d in ("f16", "f64"))
+    window = np.hanning(16).astype(np.float32)
+    for onesided in (0, 1):
+        inputs = ["f32 2x70x1", np.array(5), window]
+        yield "STFT", inputs, {"onesided": onesided}, {"constant": (1, 2)}
+    yield "STFT", ["f32 2x70x1", np.array(5), "f32 16"], {}, {"constant": (1,)}
+    inputs = ["f32 1x40x2", np.array(7), None, np.array(12)]
+    yield "STFT", inputs, {"onesided": 0}, {"constant": (1, 3)}
+    bands = [np.array(n) for n in (8, 64, 8000)]
+    edges = [np.array(n, np.float32) for n in (50, 3900)]
+    yield "MelWeightMatrix", [*bands, *edges], {}, {"constant": (0, 1, 2, 3, 4)}
+
+
 def rare_rows() -> Iterator[Row]:
     """The rows."""
-    for section in (_samples, _windows):
+    for section in (_samples, _windows, _signals):
         yield from section()
