@@ -15,6 +15,7 @@ PLUGINS = ROOT / "plugins"
 LAYERS = (
     {"cli", "testing", "__main__"},
     {"__init__"},
+    {"loading"},
     {"model"},
     {"executable", "feeds"},
     {"compiler"},

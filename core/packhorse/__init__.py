@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         register_func,
         remove_global_func,
     )
-    from packhorse.model import Executable, Model, compile, load
+    from packhorse.loading import compile, load
+    from packhorse.model import Executable, Model
     from packhorse.module import Module, load_module
     from packhorse.tensor import Tensor, empty, from_dlpack, tensor
     from packhorse.tvm_ffi_bridge import from_tvm_ffi
@@ -73,7 +74,8 @@ _HOME = {
     "PackhorseError": "errors",
     "__dlpack_version__": "native.dlpack:VERSION",
     **dict.fromkeys(("Tensor", "empty", "from_dlpack", "tensor"), "tensor"),
-    **dict.fromkeys(("Executable", "Model", "compile", "load"), "model"),
+    **dict.fromkeys(("Executable", "Model"), "model"),
+    **dict.fromkeys(("compile", "load"), "loading"),
     **dict.fromkeys(("Module", "load_module"), "module"),
     "from_tvm_ffi": "tvm_ffi_bridge",
     **dict.fromkeys(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from packhorse.compiler.placement import Choice
+from packhorse.compiler.placement import Choice, Placement
 from packhorse.compiler.result import Compiled, NodeReport, Report
 from packhorse.device import Device, device
 from packhorse.dtype import dtype as as_dtype
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceLike", "Executable", "Outputs"]
 
 Outputs: TypeAlias = Array | tuple[Array, ...]
-DeviceLike: TypeAlias = "str | Device | Choice | None"
+DeviceLike: TypeAlias = "str | Device | Choice | Placement | None"
 """A device string, a Device, ``None`` for the best that works, or several: device -> names of
 nodes, ``"auto"`` (what it has kernels for) or ``"rest"``."""
 
@@ -445,7 +445,7 @@ class Executable:
 
     def _on(self, wanted: DeviceLike) -> Executable:
         self._require_open()
-        if self._compiled.placement is not None or isinstance(wanted, Mapping):
+        if self._compiled.placement is not None or isinstance(wanted, (Mapping, Placement)):
             raise ArgumentValueError(
                 f"this executable was compiled for {self._where}, not for {wanted}. Call the "
                 "model, or compile it for that"

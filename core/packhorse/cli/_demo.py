@@ -19,7 +19,8 @@ from packhorse.cli._progress import progress
 from packhorse.cli._session import duration
 from packhorse.device import device
 from packhorse.errors import PackhorseError
-from packhorse.model import Model, load
+from packhorse.loading import load
+from packhorse.model import Model
 
 __all__ = ["configure", "run"]
 

@@ -16,7 +16,8 @@ from packhorse.compiler.specialize import shape_operands
 from packhorse.device import Device, device
 from packhorse.errors import ArgumentValueError
 from packhorse.graph.ir import TensorType
-from packhorse.model import Executable, Model, load
+from packhorse.loading import load
+from packhorse.model import Executable, Model
 
 __all__ = ["Session", "Wanted", "add_device_options", "duration", "wanted_device"]
 

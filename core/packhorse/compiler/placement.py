@@ -14,8 +14,8 @@ from packhorse.graph.ir import Graph, Node, Value, node_reads, walk
 __all__ = ["Choice", "Placement", "partition"]
 
 Rule: TypeAlias = Literal["rest", "auto"] | tuple[str, ...]
-Choice: TypeAlias = "Mapping[str | Device, str | Sequence[str]]"
-"""Device -> names of nodes, ``"auto"`` or ``"rest"``."""
+Choice: TypeAlias = Mapping[Any, str | Sequence[str]]
+"""Device or device string -> names of nodes, ``"auto"`` or ``"rest"``."""
 
 
 @dataclass(frozen=True)
