@@ -159,7 +159,8 @@ def define(
 def add(found: Operator) -> None:
     """Put an operator into the table; ValueError when its name is taken."""
     if _OPERATORS.setdefault((found.domain, found.name), found) is not found:
-        raise ValueError(f"operator '{found.domain}::{found.name}' is registered already")
+        name = f"{found.domain}::{found.name}" if found.domain else found.name
+        raise ValueError(f"operator '{name}' is registered already")
 
 
 def operator(

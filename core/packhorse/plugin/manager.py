@@ -89,7 +89,7 @@ class PluginManager:
         self.lock = threading.RLock()
         self._plugins: dict[tuple[str, str], object] = {}
         self._failures: dict[tuple[str, str], PackhorseError] = {}
-        self._complaints: dict[tuple[str, str], PackhorseError] = {}
+        self._complaints: dict[tuple[str, str], PluginError] = {}
         self._asked: set[tuple[str, int]] = set()
         self._infos: dict[tuple[str, str], BackendInfo | FrontendInfo] = {}
         self._backends: dict[str, Backend] = {}
@@ -225,11 +225,12 @@ class PluginManager:
 
     def complain(self, entry: Entry, hook: str, error: BaseException) -> None:
         """Log and remember what is wrong with something a plugin adds; it can be used otherwise."""
-        text = str(error) if isinstance(error, PackhorseError) else repr(error)
-        found = PluginError(
-            f"plugin '{entry.name}' of {entry.dist} {entry.version}: {hook}: {text}",
-            update_or_remove(entry.dist),
-        )
+        ours = isinstance(error, PackhorseError)
+        text = str(error) if ours else f"{type(error).__name__}: {error}"
+        before = self._complaints.get((entry.group, entry.name))
+        who = f"plugin '{entry.name}' of {entry.dist} {entry.version}"
+        reason = f"{before.reason}; {hook}: {text}" if before else f"{who}: {hook}: {text}"
+        found = PluginError(reason, update_or_remove(entry.dist))
         self._complaints[entry.group, entry.name] = found
         _log.warning("%s", found)
 
