@@ -26,16 +26,22 @@ class ClCall:
         Work-items in all and of a group.
     held : object
         What must live as long as the call: the memory behind the arguments.
+
+    Attributes
+    ----------
+    kernel : pyopencl.Kernel
+    sizes : ((total,), (group,))
+        As ``pyopencl.enqueue_nd_range_kernel`` takes them.
     """
 
-    __slots__ = ("_cl_error", "_device", "_enqueue", "_held", "_launch", "_name")
+    __slots__ = ("_cl_error", "_device", "_enqueue", "_held", "_name", "kernel", "sizes")
 
     def __init__(
         self, device: OpenClDevice, name: str, kernel: Any, total: int, group: int, held: object
     ) -> None:
         self._device, self._name, self._held = device, name, held
         self._cl_error = device.cl.Error
-        self._launch = device.cl.enqueue_nd_range_kernel, kernel, (total,), (group,)
+        self.kernel, self.sizes = kernel, ((total,), (group,))
         self._enqueue = self._on(device.queue)
 
     def __call__(self) -> Any:
@@ -70,8 +76,8 @@ class ClCall:
         return f"run kernel '{self._name}'"
 
     def _on(self, queue: Any) -> functools.partial[Any]:
-        enqueue, *rest = self._launch
-        return functools.partial(enqueue, queue, *rest)
+        enqueue = self._device.cl.enqueue_nd_range_kernel
+        return functools.partial(enqueue, queue, self.kernel, *self.sizes)
 
 
 def _duration(event: Any) -> int:

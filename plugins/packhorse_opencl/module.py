@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -127,11 +128,13 @@ class ClFunction(PackedFunction):
     Calls are queued: read a result with ``tensor.numpy()``, which waits for it.
     """
 
-    __slots__ = ("_device", "_kernel", "_program")
+    __slots__ = ("_device", "_direct", "_kernel", "_lock", "_program")
 
     def __init__(self, device: OpenClDevice, program: Any, kernel: ClKernel) -> None:
         super().__init__(self._run, kernel.symbol)
         self._device, self._program, self._kernel = device, program, kernel
+        self._lock = threading.Lock()
+        self._direct: ClCall | None = None
 
     def bind(self, *args: Any) -> ClCall:
         """Check tensors now; the call returned only enqueues.
@@ -141,10 +144,7 @@ class ClFunction(PackedFunction):
         ArgumentTypeError, ArgumentValueError
             Not the tensors the kernel takes.
         """
-        self._count(args, "tensors")
-        for i, (arg, wanted) in enumerate(zip(args, self._kernel.arguments, strict=True)):
-            self._check(i, arg, wanted)
-        return self._bound([arg._open_block().memory for arg in args], args)
+        return self._bound(self._blocks(args), args)
 
     def bind_memory(self, blocks: Sequence[Memory]) -> ClCall:
         """The same for bare blocks of device memory; the caller answers for what they hold, and
@@ -161,22 +161,51 @@ class ClFunction(PackedFunction):
         return self._bound(blocks, tuple(blocks))
 
     def _bound(self, blocks: Sequence[Memory], held: object) -> ClCall:
-        cl, device, wanted = self._device.cl, self._device, self._kernel
-        device.require_open()
-        for argument, block in zip(wanted.arguments, blocks, strict=True):
-            if not isinstance(block, ClMemory) or block.nbytes < argument.nbytes:
-                raise ArgumentValueError(
-                    f"'{self.name}' needs {argument.nbytes} bytes of {device.name} for "
-                    f"'{argument.name}', found {type(block).__name__} of {block.nbytes}"
-                )
-        with typed_errors(f"prepare kernel '{self.name}'", device.name):
-            kernel = cl.Kernel(self._program, wanted.function)
-            self._fits(kernel)
-            kernel.set_args(*(block.buffer for block in blocks if isinstance(block, ClMemory)))
-        return ClCall(device, wanted.symbol, kernel, wanted.total, wanted.group, held)
+        buffers = self._buffers(blocks)
+        call = self._made(held)
+        self._set(call.kernel, buffers)
+        return call
 
     def _run(self, *args: Any) -> None:
-        self.bind(*args)()
+        buffers = self._buffers(self._blocks(args))
+        with self._lock:  # arguments are the kernel's state until it is queued
+            if self._direct is None:  # drivers take 0.1 ms to make a kernel
+                self._direct = self._made(None)
+            self._set(self._direct.kernel, buffers)
+            self._direct()
+
+    def _made(self, held: object) -> ClCall:
+        """A call with a kernel of its own, whose arguments are not set yet."""
+        wanted = self._kernel
+        kernel = self._device.drive(
+            f"prepare kernel '{self.name}'",
+            lambda: self._device.cl.Kernel(self._program, wanted.function),
+        )
+        self._fits(kernel)
+        return ClCall(self._device, wanted.symbol, kernel, wanted.total, wanted.group, held)
+
+    def _set(self, kernel: Any, buffers: Sequence[Any]) -> None:
+        self._device.drive(f"pass memory to '{self.name}'", lambda: kernel.set_args(*buffers))
+
+    def _blocks(self, args: Sequence[Any]) -> list[Memory]:
+        """The memory of tensors, which are checked."""
+        self._count(args, "tensors")
+        for i, (arg, wanted) in enumerate(zip(args, self._kernel.arguments, strict=True)):
+            self._check(i, arg, wanted)
+        return [arg._open_block().memory for arg in args]
+
+    def _buffers(self, blocks: Sequence[Memory]) -> list[Any]:
+        """The buffers of blocks, which are checked."""
+        self._device.require_open()
+        found = []
+        for argument, block in zip(self._kernel.arguments, blocks, strict=True):
+            if not isinstance(block, ClMemory) or block.nbytes < argument.nbytes:
+                raise ArgumentValueError(
+                    f"'{self.name}' needs {argument.nbytes} bytes of {self._device.name} for "
+                    f"'{argument.name}', found {type(block).__name__} of {block.nbytes}"
+                )
+            found.append(block.buffer)
+        return found
 
     def _count(self, given: Sequence[Any], what: str) -> None:
         count = len(self._kernel.arguments)
