@@ -99,7 +99,7 @@ class BackendConformance(DeviceTests, ModelTests):
             if self.from_command_line:
                 count = metafunc.config.getoption("packhorse_sample", None)
             chosen = op_cases.names() if count is None else op_cases.sample(count)
-            metafunc.parametrize("case", chosen)
+            metafunc.parametrize("case", chosen, ids=chosen)
 
     def test_operator(self, opened: Device, case: str) -> None:
         """The operator gives what its NumPy reference gives, dtype and shape included."""
