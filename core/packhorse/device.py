@@ -51,7 +51,7 @@ __all__ = [
 
 CAPABILITIES: Mapping[str, str] = {
     "compile": "compiles kernels into a Module",
-    "load": "load(blob, kind) reads a compiled library into a Module",
+    "load": "load(blob, kind) makes a Module of what Module.save_blob gave, or of another library",
     "record": "record(bound_calls) makes one callable of many calls",
     "target": "what the compiler must know of the device",
     "copy": "copy(source, target, nbytes) copies between two of its own blocks, in queue order",
