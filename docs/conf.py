@@ -14,6 +14,7 @@ release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["_static"]  # the support matrix, a page of its own
 html_title = "packhorse"
 # Parts of the README are included: their links and heading levels are right there, not here.
 suppress_warnings = ["myst.xref_missing", "myst.header"]

@@ -7,9 +7,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packhorse.cli._output import print_section, print_table
 from packhorse.device import device as open_device
+from packhorse.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from packhorse.testing.report import Report
 
 __all__ = ["configure", "run"]
 
@@ -30,12 +35,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     onnx.add_argument("--report", metavar="FILE", help="write the results as JSON")
     report = choices.add_parser("report", help="show JSON reports side by side")
-    report.add_argument("files", nargs="+", metavar="FILE")
+    report.add_argument("files", nargs="+", metavar="REPORT", help="what --report wrote")
+    report.add_argument("--html", metavar="FILE", help="write the support matrix as a page")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 when a test gave a wrong result."""
-    return _onnx(arguments) if arguments.what == "onnx" else _show(arguments.files)
+    if arguments.what == "onnx":
+        return _onnx(arguments)
+    return _show(arguments.files, arguments.html)
 
 
 def _onnx(arguments: argparse.Namespace) -> int:
@@ -86,10 +94,12 @@ def _counter() -> Callable[[int, int, str], None]:
     return show
 
 
-def _show(files: Sequence[str]) -> int:
+def _show(files: Sequence[str], page: str | None) -> int:
     from packhorse.testing.report import read
 
     reports = [read(Path(file)) for file in files]
+    if page is not None:
+        _write_page(reports, Path(page))
     tiers = dict.fromkeys(result.tier for report in reports for result in report.results)
     header = ("suite", "tier", *(report.device for report in reports))
     rows: list[tuple[str, ...]] = []
@@ -108,3 +118,18 @@ def _show(files: Sequence[str]) -> int:
         print_section("failed")
         print_table(("", "", ""), [(f"  {d}", r.name, r.reason[:80]) for d, r in failed])
     return int(bool(failed))
+
+
+def _write_page(reports: Sequence[Report], path: Path) -> None:
+    from packhorse.testing.matrix import build
+    from packhorse.testing.matrix_page import to_html
+
+    text = to_html(build(reports))
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(
+            f"the page '{path}' could not be written: {error.strerror or error}. "
+            "Give a path in a folder you may write to"
+        ) from error
+    print(f"wrote {path}\n")
