@@ -1,12 +1,15 @@
 """The plugin system with real distributions: discovery, selection, frontends."""
 
+import importlib.metadata
+import importlib.util
 import sys
 import threading
 
 import pytest
-from plugin_kit import crashing, good, raised, write_dist
+from plugin_kit import crashing, good, raised, write_dist, write_wheel
 
 from packhorse._devices import Devices
+from packhorse.device import DeviceInfo
 from packhorse.errors import (
     DeviceStringError,
     DeviceUnavailable,
@@ -15,7 +18,7 @@ from packhorse.errors import (
     PackhorseError,
     UnknownBackend,
 )
-from packhorse.plugin.entries import KNOWN, Selection
+from packhorse.plugin.entries import GROUPS, KNOWN, Entry, Selection, installed
 from packhorse.plugin.manager import BACKENDS, FRONTENDS, PLUGINS, PluginManager
 
 
@@ -82,6 +85,100 @@ def test_auto_takes_the_highest_priority_that_works(site):
     assert Devices(manager).open("auto").name == "good:0"
     text = raised(DeviceUnavailable, Devices(manager).open, "auto:gpu")
     assert "crash: error (its probe crashed" in text
+
+
+def kinds(name, priority, *found):
+    """A backend of device memory whose probe finds devices of these kinds."""
+    rows = ", ".join(
+        f"DeviceInfo({name!r}, {i}, 'card {i}', kind={k!r})" for i, k in enumerate(found)
+    )
+    source = good(name).replace("dlpack_type=1", "dlpack_type=2")
+    source = source.replace("priority=150", f"priority={priority}")
+    source = source.replace("return HostDevice(INFO, index", "return Card(INFO, index")
+    return source.replace('print("a driver that prints")', f"return [{rows}]") + (
+        "\nfrom packhorse.device import DeviceMixin\nclass Card(DeviceMixin):\n"
+        "    def allocate(self, nbytes): raise NotImplementedError\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        (("cpu", "gpu"), "cards:1"),
+        (("gpu", "cpu"), "cards:0"),
+        (("cpu", "accelerator"), "cards:1"),
+        (("",), "cards:0"),
+    ],
+)
+def test_auto_gpu_takes_no_processor(site, found, chosen):
+    """A driver may offer the processor too, as PoCL does."""
+    write_dist(site, "packhorse-cards", "ph_cards", kinds("cards", 150, *found))
+    assert Devices(PluginManager(only=["cards"])).open("auto:gpu").name == chosen
+
+
+def test_auto_gpu_says_what_it_passed_over(site):
+    write_dist(site, "packhorse-cards", "ph_cards", kinds("cards", 150, "cpu", "cpu"))
+    devices = Devices(PluginManager(only=["cards"]))
+    text = raised(DeviceUnavailable, devices.open, "auto:gpu")
+    assert "cards:1 is a processor: card 1" in text
+    assert devices.open("auto:cpu").name == "cpu:0"
+
+
+def test_auto_prefers_the_compiler_for_the_processor_to_its_opencl_driver(monkeypatch):
+    """Priorities decide: llvm-cpu is taken before OpenCL's driver is even asked."""
+    devices = Devices(PluginManager())
+    order = [info.name for info in devices.manager.backend_infos()]
+    if not {"llvm-cpu", "opencl"} <= set(order) or not importlib.util.find_spec("llvmlite"):
+        pytest.skip("llvm-cpu or opencl is not installed")
+    monkeypatch.setattr(devices, "_ask", lambda info: pytest.fail(f"{info.name} was asked"))
+    assert order.index("llvm-cpu") < order.index("opencl")
+    assert devices.open("auto").name == "llvm-cpu:0"
+
+
+def test_an_opencl_device_on_the_processor_says_so():
+    pytest.importorskip("pyopencl", reason="the extra opencl is not installed")
+    rows = [r for r in Devices(PluginManager()).rows(probe=True) if r.backend == "opencl"]
+    for row in rows:
+        if row.status == "ok":
+            assert row.kind
+            assert row.kind == "cpu" or "pthread" not in row.name  # PoCL's name of a processor
+
+
+def test_a_kind_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="kind 'tpu' of x:0 is unknown; it is one of cpu, gpu"):
+        DeviceInfo("x", kind="tpu")
+
+
+def test_plugins_in_a_zip_file_and_an_egg(site, tmp_path_factory, monkeypatch):
+    """What importlib.metadata finds is found here too."""
+    folder = tmp_path_factory.mktemp("zip")
+    wheel = write_wheel(
+        folder,
+        "packhorse-zipped",
+        {"ph_zipped": good("zipped")},
+        {BACKENDS: {"zipped": "ph_zipped"}},
+    )
+    (folder / "notes.txt").write_text("no zip file")
+    for path in (folder / "notes.txt", folder / "not-there", wheel):
+        monkeypatch.syspath_prepend(str(path))
+    egg = site / "Packhorse_Egg-3.egg-info"
+    egg.mkdir()
+    (egg / "PKG-INFO").write_text("Name: Packhorse.Egg\nVersion: 3.0\n\nVersion: of the text\n")
+    (egg / "entry_points.txt").write_text("[packhorse.backends]\nEgg = ph_egg:plugin [extra]\n")
+    found = {entry.name: entry for entry in installed()}
+    assert Devices(PluginManager()).open("zipped").name == "zipped:0"
+    assert (found["zipped"].dist, found["zipped"].version) == ("packhorse-zipped", "1.2")
+    assert found["egg"] == Entry(BACKENDS, "egg", "ph_egg:plugin", "Packhorse.Egg", "3.0")
+
+
+def test_entry_points_are_those_of_importlib_metadata():
+    """Ours is quicker; it must not find anything else."""
+    theirs = {
+        (group, entry.name.lower(), entry.value)
+        for group in GROUPS
+        for entry in importlib.metadata.entry_points(group=group)
+    }
+    assert {(e.group, e.name, e.value) for e in installed()} == theirs
 
 
 def test_threads_open_one_device(site):

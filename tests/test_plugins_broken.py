@@ -26,7 +26,7 @@ BROKEN = {
     "misspelt": (
         info_only("misspelt") + "\n    @hookimpl\n    def packhorse_open_bakend(): pass\n",
         PluginLoadError,
-        ["unknown hook 'packhorse_open_bakend'"],
+        ["unknown hook 'packhorse_open_bakend' (did you mean 'packhorse_open_backend'?)"],
     ),
     "argument": (
         MARKED + "def packhorse_backend_info(gone): pass",

@@ -51,7 +51,7 @@ ERRORS = {
     "minor": ["API 1.9", "offers 1.0", "pip install -U packhorse"],
     "older": ["API 0.9", "pip install -U ph-older"],
     "oddapi": ["api is 'newest'"],
-    "misspelt": ["unknown hook 'packhorse_prob'"],
+    "misspelt": ["unknown hook 'packhorse_prob' (did you mean 'packhorse_probe'?)"],
     "argument": ["speed", "packhorse_backend_info"],
     "unmarked": ["not marked with @hookimpl"],
     "raises": ["RuntimeError: out of paper"],

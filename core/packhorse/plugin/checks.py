@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 
 from packhorse._version import __version__
-from packhorse.errors import MissingExtra, PluginTooNew, PluginTooOld
+from packhorse.errors import MissingExtra, PluginTooNew, PluginTooOld, did_you_mean
 from packhorse.plugin import spec
 from packhorse.plugin.entries import Entry
 from packhorse.plugin.info import API, BackendInfo, FrontendInfo, OptionSpec
@@ -43,8 +43,10 @@ def register(manager: pluggy.PluginManager, entry: Entry, plugin: object) -> Non
 
     Raises
     ------
-    pluggy.PluginValidationError, AttributeError
-        What is wrong with the hooks, unknown arguments included.
+    AttributeError
+        A hook is unknown, missing, or not marked.
+    pluggy.PluginValidationError
+        A hook has unknown arguments.
     PluginTooNew, PluginTooOld
         They are those of another API version, which explains more.
     """
@@ -58,10 +60,21 @@ def register(manager: pluggy.PluginManager, entry: Entry, plugin: object) -> Non
     except Exception as error:
         if manager.is_registered(plugin):  # newer versions of pluggy register all of it or nothing
             manager.unregister(plugin)
-        describe = getattr(plugin, REQUIRED.get(entry.group, ("",))[0], None)
-        if isinstance(error, pluggy.PluginValidationError) and callable(describe):
-            check_api(entry, describe())
+        if isinstance(error, pluggy.PluginValidationError):
+            describe = getattr(plugin, REQUIRED.get(entry.group, ("",))[0], None)
+            if callable(describe):
+                check_api(entry, describe())
+            _check_names(manager, entry, plugin)
         raise
+
+
+def _check_names(manager: pluggy.PluginManager, entry: Entry, plugin: object) -> None:
+    known = [name for name in dir(spec.Hooks) if name.startswith("packhorse_")]
+    for name in dir(plugin):
+        if manager.parse_hookimpl_opts(plugin, name) is not None and name not in known:
+            raise AttributeError(
+                f"{entry.value} has an unknown hook '{name}'{did_you_mean(name, known)}"
+            )
 
 
 def _check_required(manager: pluggy.PluginManager, entry: Entry, plugin: object) -> None:

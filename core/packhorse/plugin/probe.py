@@ -39,7 +39,8 @@ def error_row(name: str, error: BaseException) -> DeviceInfo:
         reason = f"needs the package '{error.package}'"
         return DeviceInfo(name, status="not installed", reason=reason, fix=f"pip install {what}")
     if isinstance(error, PluginError):
-        return DeviceInfo(name, status="error", reason=error.reason, fix=error.fix)
+        reason = " ".join(error.reason.split())  # compilers and pluggy write several lines
+        return DeviceInfo(name, status="error", reason=reason, fix=error.fix)
     text = str(error) if isinstance(error, PackhorseError) else f"{type(error).__name__}: {error}"
     status: Status = "no device" if isinstance(error, DeviceUnavailable) else "error"
     return DeviceInfo(name, status=status, reason=text)
