@@ -14,7 +14,7 @@ from packhorse.device import device as open_device
 from packhorse.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from packhorse.testing.report import Report
+    from packhorse.testing.matrix import Matrix
 
 __all__ = ["configure", "run"]
 
@@ -95,24 +95,17 @@ def _counter() -> Callable[[int, int, str], None]:
 
 
 def _show(files: Sequence[str], page: str | None) -> int:
+    from packhorse.testing.matrix import build
     from packhorse.testing.report import read
 
-    reports = [read(Path(file)) for file in files]
+    found = build(reports := [read(Path(file)) for file in files])
     if page is not None:
-        _write_page(reports, Path(page))
-    tiers = dict.fromkeys(result.tier for report in reports for result in report.results)
-    header = ("suite", "tier", *(report.device for report in reports))
-    rows: list[tuple[str, ...]] = []
-    for suite in dict.fromkeys(report.suite for report in reports):
-        for tier in (*tiers, ""):
-            cells = []
-            for report in reports:
-                own = [r for r in report.results if report.suite == suite and tier in (r.tier, "")]
-                passed = sum(r.outcome == "passed" for r in own)
-                cells.append(f"{passed}/{len(own)}" if own else "")
-            if any(cells):
-                rows.append((suite, tier or "all", *cells))
-    print_table(header, rows)
+        _write_page(found, Path(page))
+    rows = [
+        (row.name, *(f"{c.passed}/{len(c.run)}" if c.run else "" for c in row.cells))
+        for row in found.tiers
+    ]
+    print_table(("passed of", *found.devices), rows)
     failed = [(report.device, result) for report in reports for result in report.failed]
     if failed:
         print_section("failed")
@@ -120,13 +113,11 @@ def _show(files: Sequence[str], page: str | None) -> int:
     return int(bool(failed))
 
 
-def _write_page(reports: Sequence[Report], path: Path) -> None:
-    from packhorse.testing.matrix import build
+def _write_page(found: Matrix, path: Path) -> None:
     from packhorse.testing.matrix_page import to_html
 
-    text = to_html(build(reports))
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(to_html(found), encoding="utf-8")
     except OSError as error:
         raise ArtifactError(
             f"the page '{path}' could not be written: {error.strerror or error}. "
