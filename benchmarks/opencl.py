@@ -11,6 +11,7 @@ means empty cache directories of packhorse and of PoCL, ``warm`` those an earlie
 from __future__ import annotations
 
 import json
+import random
 import sys
 import tempfile
 import time
@@ -67,9 +68,10 @@ def enqueue_times(device: Any, seconds: float) -> list[dict[str, Any]]:
     """Microseconds of the calling thread per enqueue; ratios to pyopencl's own call."""
     calls = enqueue_calls(device)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(times))]) < 5:
-        for name, call in calls.items():
+    turn, end = list(calls.items()), time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[turn[0][0]]) < 5:
+        random.shuffle(turn)  # what ran before leaves the driver's threads awake or asleep
+        for name, call in turn:
             device.synchronize()
             began = time.thread_time_ns()
             for _ in range(_BATCH):
