@@ -13,7 +13,7 @@ from typing import Any
 from packhorse import _config
 from packhorse._device_string import parse_choice
 from packhorse.artifact import Artifact
-from packhorse.compiler.result import Compiled, NodeReport, Runner
+from packhorse.compiler.result import HOST, Compiled, NodeReport, Runner
 from packhorse.device import Device, device
 from packhorse.errors import (
     ArgumentError,
@@ -190,15 +190,9 @@ def _report(program: Program, where: Device) -> list[NodeReport]:
     rows = []
     for step in program.steps:
         if not step.once:
-            place = _host_word() if step.function.startswith(HOST_PREFIX) else where.name
+            place = HOST if step.function.startswith(HOST_PREFIX) else where.name
             rows.append(NodeReport(step.name, place, step.function))
     return rows
-
-
-def _host_word() -> str:
-    from packhorse.compiler.compile import HOST
-
-    return HOST
 
 
 def _host(step: Step, inputs: Any, outputs: Any) -> None:

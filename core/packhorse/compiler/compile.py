@@ -14,7 +14,7 @@ from packhorse.compiler.build import Build, Builder, Scheduler
 from packhorse.compiler.host import run_step
 from packhorse.compiler.link import link, pack_params
 from packhorse.compiler.reference import ReferenceExecutable, TimedReferences
-from packhorse.compiler.result import Compiled, NodeReport, Runner
+from packhorse.compiler.result import HOST, Compiled, NodeReport, Runner
 from packhorse.compiler.specialize import specialize
 from packhorse.device import Device, Memory
 from packhorse.errors import DeviceMemoryError, UnsupportedOperator
@@ -28,11 +28,10 @@ from packhorse.kernel.kernel import Buffer, Kernel
 from packhorse.ops.registry import NotStatic
 from packhorse.tensor import Tensor
 
-__all__ = ["HOST", "build_for", "compile_graph", "compile_static"]
+__all__ = ["build_for", "compile_graph", "compile_static"]
 
 _log = logging.getLogger("packhorse.compiler")
 Array: TypeAlias = np.ndarray[Any, Any]
-HOST = "host (NumPy reference)"
 
 
 def compile_graph(

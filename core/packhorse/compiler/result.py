@@ -12,7 +12,10 @@ from packhorse.compiler.placement import Placement
 from packhorse.graph._base import Copy
 from packhorse.graph.program import Program
 
-__all__ = ["Compiled", "NodeReport", "Report", "Runner"]
+__all__ = ["HOST", "Compiled", "NodeReport", "Report", "Runner"]
+
+HOST = "host (NumPy reference)"
+"""What :class:`NodeReport` calls the place of a node that runs by its NumPy reference."""
 
 
 class Runner(Protocol):
