@@ -6,7 +6,8 @@ BLAS calls; every sum below 2**53 is exact).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,14 +21,14 @@ from packhorse.ops.matmul import matmul_shape, operand_index
 from packhorse.ops.registry import Array, Inference, operator
 from packhorse.ops.rules import labelled
 
-__all__ = ["conv_integer", "matmul_integer"]
+__all__ = ["Places", "conv_integer", "integer_conv", "integer_product", "matmul_integer"]
 
 INT32 = np.dtype(np.int32)
 
 
-def check_bytes(ctx: Inference) -> None:
-    """Both factors must be int8 or uint8."""
-    for i in (0, 1):
+def check_bytes(ctx: Inference, *places: int) -> None:
+    """The inputs at those places must be int8 or uint8."""
+    for i in places:
         if ctx.type(i).dtype not in (np.int8, np.uint8):
             raise ModelError(f"input {i} is {ctx.type(i).dtype}, expected int8 or uint8")
 
@@ -57,7 +58,7 @@ def _centred(x: Array, zero: Array | None, axis: int) -> Array:
 @labelled
 def infer_matmul_integer(ctx: Inference) -> list[TensorType]:
     """Shape rule of MatMulInteger: that of MatMul, int32."""
-    check_bytes(ctx)
+    check_bytes(ctx, 0, 1)
     a, b = ctx.shape(0), ctx.shape(1)
     shape = matmul_shape(ctx.node.label, a, b)
     for i, (name, operand, axis) in enumerate(
@@ -68,33 +69,59 @@ def infer_matmul_integer(ctx: Inference) -> list[TensorType]:
     return [TensorType(INT32, shape)]
 
 
-def _zero_at(zero: Operand, batch: Sequence[Affine], matrix: Sequence[Affine]) -> Expr:
-    """Zero point of a MatMul operand at its (row or column) index."""
-    if len(zero.shape) <= 1:
-        single = zero.shape in ((), (1,))
-        index = [Affine()] * len(zero.shape) if single else [i for i in matrix if i != Affine()]
-        return cast(zero.at(index), "int32")
-    return cast(zero.at(operand_index(zero.shape, batch, matrix)), "int32")
+@dataclass(frozen=True)
+class Places:
+    """The output index of a product of matrices, split up."""
+
+    batch: list[Affine]
+    row: list[Affine]
+    column: list[Affine]
+
+    @classmethod
+    def of(cls, ctx: Lowering, a: Operand, b: Operand) -> Places:
+        out = list(axes_of(len(ctx.output_types[0][0])))
+        column = [out.pop()] if len(b.shape) > 1 else []
+        row = [out.pop()] if len(a.shape) > 1 else []
+        return cls(out, row, column)
+
+    def each(self, x: Operand, of_rows: bool) -> Expr:
+        """A scale or zero point: one number, one per row of A, or one per column of B."""
+        if x.shape in ((), (1,)):
+            return x.at([Affine()] * len(x.shape))
+        one = self.row if of_rows else self.column
+        if len(x.shape) == 1:
+            return x.at(one)
+        matrix = [*one, Affine()] if of_rows else [Affine(), *one]
+        return x.at(operand_index(x.shape, self.batch, matrix))
+
+
+def integer_product(
+    ctx: Lowering, a: Operand, b: Operand, a_zero: Operand | None, b_zero: Operand | None
+) -> Reduce:
+    """``sum over k of (a - a_zero) * (b - b_zero)`` in int32."""
+    if not a.shape[-1]:
+        raise UnsupportedOperator("an integer product over an empty dimension is not compiled")
+    axis, places = ctx.axis(a.shape[-1]), Places.of(ctx, a, b)
+    k = affine(axis[0])
+    left = a if a.constant is not None else a.stored(last=len(a.shape) - 1)
+    right = b if b.constant is not None else b.stored(last=len(b.shape) - 1)
+    x = cast(left.at(operand_index(a.shape, places.batch, [*places.row, k])), "int32")
+    y = cast(right.at(operand_index(b.shape, places.batch, [k, *places.column])), "int32")
+    if a_zero is not None:
+        x = x - cast(places.each(a_zero, True), "int32")
+    if b_zero is not None:
+        y = y - cast(places.each(b_zero, False), "int32")
+    return Reduce("sum", (axis,), x * y, "int32")
+
+
+def _optional(ctx: Lowering, i: int) -> Operand | None:
+    return ctx[i] if ctx.has(i) else None
 
 
 def lower_matmul_integer(ctx: Lowering) -> Lazy:
-    """``sum over k of (a - a_zero) * (b - b_zero)`` in int32."""
-    a, b = ctx[0], ctx[1]
-    if not a.shape[-1]:
-        raise UnsupportedOperator("MatMulInteger over an empty dimension is not compiled")
-    axis = ctx.axis(a.shape[-1])
-    k, out = affine(axis[0]), list(axes_of(len(ctx.output_types[0][0])))
-    column = [out.pop()] if len(b.shape) > 1 else []
-    row = [out.pop()] if len(a.shape) > 1 else []
-    left = a if a.constant is not None else a.stored(last=len(a.shape) - 1)
-    right = b if b.constant is not None else b.stored(last=len(b.shape) - 1)
-    x = cast(left.at(operand_index(a.shape, out, [*row, k])), "int32")
-    y = cast(right.at(operand_index(b.shape, out, [k, *column])), "int32")
-    if ctx.has(2):
-        x = x - _zero_at(ctx[2], out, [*row, Affine()])
-    if ctx.has(3):
-        y = y - _zero_at(ctx[3], out, [Affine(), *column])
-    return lazy(ctx, Reduce("sum", (axis,), x * y, "int32"))
+    """The product of centred integers."""
+    zeros = _optional(ctx, 2), _optional(ctx, 3)
+    return lazy(ctx, integer_product(ctx, ctx[0], ctx[1], *zeros))
 
 
 @operator("MatMulInteger", infer=infer_matmul_integer, lower=lower_matmul_integer)
@@ -121,7 +148,7 @@ def matmul_integer(
 @labelled
 def infer_conv_integer(ctx: Inference) -> list[TensorType]:
     """Shape rule of ConvInteger: that of Conv, int32."""
-    check_bytes(ctx)
+    check_bytes(ctx, 0, 1)
     x, w, label = ctx.shape(0), ctx.shape(1), ctx.node.label
     check_channels(label, x, w, ctx.attr("group"), ctx.attr("kernel_shape"))
     if ctx.has(2) and ctx.shape(2) not in ((), (1,)):
@@ -133,13 +160,26 @@ def infer_conv_integer(ctx: Inference) -> list[TensorType]:
 
 
 def lower_conv_integer(ctx: Lowering) -> Lazy | Pieces:
-    """``sum x * (w - w_zero) - x_zero * sum (w - w_zero)``; the second sum skips the padding."""
-    x, w = ctx[0], ctx[1]
+    """The convolution of centred integers."""
+    zeros = _optional(ctx, 2), _optional(ctx, 3)
+    return integer_conv(ctx, ctx[0], ctx[1], *zeros, lambda total, _: total)
+
+
+def integer_conv(
+    ctx: Lowering,
+    x: Operand,
+    w: Operand,
+    zero: Operand | None,
+    offset: Operand | None,
+    finish: Callable[[Expr, Affine], Expr],
+) -> Lazy | Pieces:
+    """``sum x * (w - w_zero) - x_zero * sum (w - w_zero)``; the second sum skips the padding.
+
+    ``finish(sum, output channel)`` is the value.
+    """
     plan = window_of("ConvInteger", x.shape[2:], w.shape[2:], ctx.attr)
-    zero = ctx[2] if ctx.has(2) else None
     if zero is not None and zero.constant is not None and not zero.constant.any():
         zero = None
-    offset = ctx[3] if ctx.has(3) else None
     one = None if zero is None else zero.at([Affine()] * len(zero.shape))
     padded = any(a or b for a, b in plan.halo(x.shape[2:]))
     known = w.constant is not None and (offset is None or offset.constant is not None)
@@ -149,25 +189,27 @@ def lower_conv_integer(ctx: Lowering) -> Lazy | Pieces:
     def product(data: Expr, coef: Expr, channel: Affine) -> Expr:
         value, factor = cast(data, "int32"), cast(coef, "int32")
         if offset is not None:
-            factor = factor - cast(_per_channel(offset, channel), "int32")
+            factor = factor - cast(per_channel(offset, channel), "int32")
         if one is not None and not known:
             value = value - cast(one, "int32")
         return value * factor
 
     if one is None or not known:
-        return convolution(ctx, plan, product, lambda total, _: total)
+        return convolution(ctx, plan, product, finish, x, w)
     assert w.constant is not None
     weights = _weights(w.constant, None if offset is None else offset.constant)
     # what a constant input of 1 gives: only positions inside the data count
     ones = np.ones((1, x.shape[1], *x.shape[2:]))
     table = ctx.constant(convolve(ones, weights, plan, int(ctx.attr("group")))[0].astype(np.int32))
     factor, spatial = cast(one, "int32"), axes_of(len(x.shape))[2:]
-    return convolution(
-        ctx, plan, product, lambda total, channel: total - table.at([channel, *spatial]) * factor
-    )
+
+    def centred(total: Expr, channel: Affine) -> Expr:
+        return finish(total - table.at([channel, *spatial]) * factor, channel)
+
+    return convolution(ctx, plan, product, centred, x, w)
 
 
-def _per_channel(offset: Operand, channel: Affine) -> Expr:
+def per_channel(offset: Operand, channel: Affine) -> Expr:
     return offset.at([Affine()] * len(offset.shape) if offset.shape in ((), (1,)) else [channel])
 
 

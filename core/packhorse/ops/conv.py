@@ -95,12 +95,14 @@ def convolution(
     plan: Window,
     product: Callable[[Expr, Expr, Affine], Expr],
     finish: Callable[[Expr, Affine], Expr],
+    x: Operand | None = None,
+    w: Operand | None = None,
 ) -> Lazy | Pieces:
-    """The loops of a convolution of inputs 0 and 1.
+    """The loops of a convolution of ``x`` and ``w``, by default inputs 0 and 1.
 
     ``product(x, w, output channel)`` is what is summed, ``finish(sum, output channel)`` the value.
     """
-    x, w, group = ctx[0], ctx[1], int(ctx.attr("group"))
+    x, w, group = x or ctx[0], w or ctx[1], int(ctx.attr("group"))
     source = x.stored(halo=((0, 0), (0, 0), *plan.halo(x.shape[2:])))
     weights = w if w.constant is not None else w.stored()
     taps = [ctx.axis(k) for k in plan.kernel]

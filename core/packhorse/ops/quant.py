@@ -1,6 +1,6 @@
 """Quantisation: QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear.
 
-The products of quantised operands are in ``_quant_products``.
+The products of quantised operands are in ``_quant_products`` and ``_quant_linear``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Affine, Expr, Index, IndexLike, Reduce, affine, call, cast
 from packhorse.kernel.lowering import Lazy, Lowering, Operand, axes_of, compute_dtype, lazy
-from packhorse.ops import _quant_products  # noqa: F401 (registers its operators)
+from packhorse.ops import _quant_linear, _quant_products  # noqa: F401 (they register operators)
 from packhorse.ops._window import narrow, wide
 from packhorse.ops.registry import Array, Inference, operator
 from packhorse.ops.rules import compiled, dtype_of_onnx, labelled, normal_axis

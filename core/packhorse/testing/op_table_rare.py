@@ -1,4 +1,4 @@
-"""Rows of the operators that few models use: sampling, regions, unpooling, signals."""
+"""Rows of operators that few models use: sampling, regions, signals, quantised products."""
 
 from __future__ import annotations
 
@@ -72,7 +72,28 @@ def _signals() -> Iterator[Row]:
     yield "MelWeightMatrix", [*bands, *edges], {}, {"constant": (0, 1, 2, 3, 4)}
 
 
+def _quantised() -> Iterator[Row]:
+    def number(value: float, dtype: str = "f4") -> Any:
+        return np.array(value, dtype)
+
+    fixed = {"constant": (1, 2, 3, 4, 5, 6, 7)}
+    for kind, code, mid in (("u8", "u1", 120), ("i8", "i1", -5)):
+        left = [number(0.02), number(mid, code)]
+        made = [number(0.4), number(mid, code)]
+        for a, b in (("3x8", "8x5"), ("2x3x17", "17x6"), ("16x64", "64x40")):
+            inputs = [f"{kind} {a}", *left, f"{kind} {b}", number(0.05), number(3, code), *made]
+            yield "QLinearMatMul", inputs, {}, fixed
+        columns = [np.linspace(0.01, 0.05, 5, dtype="f4"), np.arange(5).astype(code)]
+        yield "QLinearMatMul", [f"{kind} 3x8", *left, f"{kind} 8x5", *columns, *made], {}, fixed
+        channels = [np.linspace(0.01, 0.05, 4, dtype="f4"), np.zeros(4, "i1")]
+        for attrs in ({}, {"pads": [1, 1, 1, 1], "strides": [2, 1]}):
+            inputs = [f"{kind} 2x3x7x6", *left, "i8 4x3x3x3", *channels, *made]
+            yield "QLinearConv", inputs, attrs, fixed
+        inputs = [f"{kind} 1x4x6x6", *left, "i8 4x1x3x3", *channels, *made, "i32 4"]
+        yield "QLinearConv", inputs, {"group": 4}, {"constant": (1, 2, 3, 4, 5, 6, 7, 8)}
+
+
 def rare_rows() -> Iterator[Row]:
     """The rows."""
-    for section in (_samples, _windows, _signals):
+    for section in (_samples, _windows, _signals, _quantised):
         yield from section()
