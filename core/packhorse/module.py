@@ -126,12 +126,14 @@ class NativeModule(Module):
         library.info.require_certain(library.path)
         self.library = library
         self._devices = device_types(imports)  # shared with the functions: it may grow
-        library.add_resolver(self._resolve)
+        self._lookups = _Lookups(library, imports)
+        library.add_resolver(self._lookups.find)
 
     def import_module(self, module: Module) -> None:
         """Add an import, as every Module does; its kernels widen what the functions take."""
         super().import_module(module)
         self._devices |= device_types([module])
+        self._lookups.modules.append(module)
 
     @property
     def abi(self) -> Abi:
@@ -182,7 +184,7 @@ class NativeModule(Module):
         return NativeFunction(
             address,
             name,
-            library,
+            self._lookups,
             alignment=_OUR_ALIGNMENT if ours else _ALIGNMENT[abi],
             abi=abi,
             signature=lambda: library.signatures.get(symbol),
@@ -197,10 +199,18 @@ class NativeModule(Module):
         known = self.signature(name)
         return name if known is None else f"{name}({known})"
 
-    def _resolve(self, name: str, abi: Abi) -> int | None:
-        """For the library's own code: a handle of an imported function."""
-        found = None if self._closed else self._imported(name)
-        return lookup_handle(found, abi) if found else None
+
+class _Lookups:
+    """What a library's own code finds by name; lives as long as its module or a function of it."""
+
+    def __init__(self, library: Library, modules: Sequence[Module]) -> None:
+        self.library, self.modules = library, list(modules)
+
+    def find(self, name: str, abi: Abi) -> int | None:
+        """A handle of an imported function."""
+        found = (module._look_up(name, True) for module in self.modules)
+        function = next((f for f in found if f is not None), None)
+        return lookup_handle(function, abi) if function else None
 
 
 class EmbeddedModule(Module):

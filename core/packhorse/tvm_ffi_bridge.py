@@ -112,7 +112,7 @@ def _tvm_ffi() -> Any:
 
 def _direct(function: PackedFunction) -> int | None:
     """Address of the tvm-ffi form of a compiled function; None when it has none of ours."""
-    library = getattr(function, "_keepalive", None)
+    library = getattr(getattr(function, "_keepalive", None), "library", None)
     if not isinstance(library, Library) or library.symbol(_MARK) is None:
         return None
     return library.symbol(f"__tvm_ffi_{function.name}")
