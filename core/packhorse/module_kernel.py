@@ -5,19 +5,32 @@ A backend derives from :class:`KernelFunction` and writes one method, ``prepare`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
 from packhorse.function import PackedFunction
-from packhorse.kernel.kernel import Kernel
+from packhorse.kernel.kernel import Buffer
 from packhorse.kernel.layout import numpy_dtype
 from packhorse.tensor import Tensor
 
 if TYPE_CHECKING:
     from packhorse.device import Device, Memory
 
-__all__ = ["KernelFunction"]
+__all__ = ["KernelArguments", "KernelFunction"]
+
+
+class KernelArguments(Protocol):
+    """What a kernel is called with: a ``packhorse.kernel.Kernel`` says it, and so does whatever a
+    backend saved of one."""
+
+    @property
+    def arguments(self) -> Sequence[str]:
+        """The names of its buffers in the order of the call."""
+
+    @property
+    def buffers(self) -> Mapping[str, Buffer]:
+        """Of each its dtype, its logical shape and its size in elements."""
 
 
 class KernelFunction(PackedFunction):
@@ -29,7 +42,7 @@ class KernelFunction(PackedFunction):
     ----------
     device : Device
         Where it runs; its memory is what the kernel reads and writes.
-    kernel : Kernel
+    kernel : Kernel or KernelArguments
         What was compiled: ``arguments``, and the ``buffers`` they name.
     name : str
         What errors call it.
@@ -37,7 +50,7 @@ class KernelFunction(PackedFunction):
 
     __slots__ = ("device", "kernel")
 
-    def __init__(self, device: Device, kernel: Kernel, name: str) -> None:
+    def __init__(self, device: Device, kernel: KernelArguments, name: str) -> None:
         super().__init__(KernelFunction, name)  # not a method of self: a cycle delays freeing
         self.device, self.kernel = device, kernel
 
