@@ -12,8 +12,8 @@ from packhorse.compiler.target import Target
 from packhorse.cpu import HostDevice
 from packhorse.device import BackendInfo
 from packhorse.errors import CompileError, DeviceError, DeviceStringError, DeviceUnavailable
-from packhorse.kernel import Affine, Kernel, Store, contiguous
-from packhorse.kernel.expr import Load
+from packhorse.kernel import Kernel
+from packhorse.kernel.doubling import doubling_kernel
 from packhorse_llvm_cpu.codegen import Codegen
 from packhorse_llvm_cpu.module import JitModule
 from packhorse_llvm_cpu.target import host_target
@@ -71,10 +71,7 @@ class LlvmCpuDevice(HostDevice):
         DeviceError
             The result is wrong.
         """
-        i = Affine((("i", 1),))
-        x = Load("x", (i,), "float32")
-        buffers = {n: contiguous((3,), "float32") for n in ("x", "y")}
-        kernel = Kernel("check", (("i", 3),), (Store("y", (i,), x + x),), buffers)
+        kernel = doubling_kernel()
         source, result = np.array([1, 2, 3], np.float32), np.empty(3, np.float32)
         with self.compile([("ph_check", kernel, schedule(kernel, self.target))]) as module:
             module["ph_check"](source, result)

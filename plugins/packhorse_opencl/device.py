@@ -22,8 +22,8 @@ from packhorse.errors import (
     DeviceUnavailable,
     PackhorseError,
 )
-from packhorse.kernel import Affine, Kernel, Store, contiguous
-from packhorse.kernel.expr import Load
+from packhorse.kernel import Kernel
+from packhorse.kernel.doubling import doubling_kernel
 from packhorse.module_base import Module
 from packhorse_opencl.driver import opencl, opencl_devices, out_of_memory, refused, typed_errors
 from packhorse_opencl.library import KIND, ClLibrary
@@ -234,10 +234,7 @@ class OpenClDevice(DeviceMixin):
         DeviceError
             The result is wrong.
         """
-        i = Affine((("i", 1),))
-        x = Load("x", (i,), "float32")
-        buffers = {n: contiguous((3,), "float32") for n in ("x", "y")}
-        kernel = Kernel("check", (("i", 3),), (Store("y", (i,), x + x),), buffers)
+        kernel = doubling_kernel()
         source, result = np.array([1, 2, 3], np.float32), np.empty(3, np.float32)
         a, b = self.allocate(12), self.allocate(12)
         try:
