@@ -10,14 +10,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
 from packhorse.function import PackedFunction
-from packhorse.kernel.kernel import Buffer
 from packhorse.kernel.layout import numpy_dtype
 from packhorse.tensor import Tensor
 
 if TYPE_CHECKING:
     from packhorse.device import Device, Memory
 
-__all__ = ["KernelArguments", "KernelFunction"]
+__all__ = ["KernelArgument", "KernelArguments", "KernelFunction"]
+
+
+class KernelArgument(Protocol):
+    """One buffer of a call: a ``packhorse.kernel.Buffer`` is one."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape."""
+
+    @property
+    def size(self) -> int:
+        """Elements in memory, borders and padding included."""
 
 
 class KernelArguments(Protocol):
@@ -29,8 +44,8 @@ class KernelArguments(Protocol):
         """The names of its buffers in the order of the call."""
 
     @property
-    def buffers(self) -> Mapping[str, Buffer]:
-        """Of each its dtype, its logical shape and its size in elements."""
+    def buffers(self) -> Mapping[str, KernelArgument]:
+        """What each of them is."""
 
 
 class KernelFunction(PackedFunction):
