@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("llvmlite")
+from gpu_kit import opencl
 from onnx import TensorProto, helper, numpy_helper
 
 from packhorse.model import Model
@@ -162,10 +163,10 @@ def make(seed):
     return proto, x, [sketch.values[name] for name in chosen]
 
 
-def compare(seed):
+def compare(seed, device="llvm-cpu"):
     proto, x, shapes = make(seed)
     with Model(import_onnx(proto.SerializeToString())) as model:
-        expected, found = (model(x, device=d) for d in ("cpu", "llvm-cpu"))
+        expected, found = (model(x, device=d) for d in ("cpu", device))
     if len(shapes) == 1:
         expected, found = (expected,), (found,)
     for shape, wanted, got in zip(shapes, expected, found, strict=True):
@@ -176,6 +177,12 @@ def compare(seed):
 @pytest.mark.parametrize("seed", [*range(COUNT), *FOUND])
 def test_compiled_as_computed(seed):
     compare(seed)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_as_computed_on_opencl(seed):
+    opencl()
+    compare(seed, "opencl:0")
 
 
 @pytest.mark.fuzz
