@@ -155,6 +155,15 @@ class DeviceState(State):
             return value
         return super()._accept(row, value)
 
+    def _home(self, row: Argument) -> Any:
+        if row.own is None:
+            row.own = empty(row.shape, row.dtype, self.device)
+        return row.own
+
+    def _use(self, row: Argument, memory: Any) -> None:
+        super()._use(row, memory)
+        row.own = None  # memory of devices is scarce: weights that are shared lie there once
+
     def _write(self, row: Argument, value: Any) -> None:
         row.own.copy_from(value)
 

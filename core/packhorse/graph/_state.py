@@ -86,6 +86,10 @@ class State:
         """``value`` as something to copy in; raises as :meth:`Arguments.accept`."""
         return self.inputs.accept(row, value)
 
+    def _home(self, row: Argument) -> Any:
+        """The memory of its own."""
+        return row.own
+
     def _write(self, row: Argument, value: Any) -> None:
         np.copyto(row.own, value)
 
@@ -93,7 +97,7 @@ class State:
         """Copy arrays in: all of them, or none when one does not fit."""
         for row, value in [(row, self._accept(row, value)) for row, value in pairs]:
             if row.view is not row.own:  # never write into memory that was only lent
-                self._point(row, row.own)
+                self._point(row, self._home(row))
             self._write(row, value)
             self.unset.pop(row.name, None)
 
