@@ -144,12 +144,18 @@ def test_the_backend_is_not_installed(tmp_path):
 # ---------------------------------------------------------------- saving
 
 
-def test_devices_that_cannot_load_cannot_save(vault, tmp_path, monkeypatch):
+def as_compiled():
+    """An executable of ``vault`` as if it had been compiled here."""
     loaded = Executable.from_artifact(vault_kit.artifact())
-    loaded._artifact = None  # as if it had been compiled
+    loaded._artifact = loaded._reopen = None
+    return loaded
+
+
+def test_devices_that_cannot_load_cannot_save(vault, tmp_path, monkeypatch):
+    loaded = as_compiled()
     with pytest.raises(CompileError, match=r"module 'vault' \(python\) cannot be saved.*no form"):
         loaded.save(tmp_path / "m.packhorse")
-    with pytest.raises(CompileError, match="no shared library"):
+    with pytest.raises(CompileError, match="no form as a shared library"):
         loaded.save(tmp_path / "m.so")
     monkeypatch.setattr(loaded.device, "capabilities", frozenset())
     with pytest.raises(CompileError, match=r"backend of 'vault:0' loads no saved code"):
@@ -157,10 +163,24 @@ def test_devices_that_cannot_load_cannot_save(vault, tmp_path, monkeypatch):
     assert all(path.name.startswith("ph_vault") for path in tmp_path.iterdir())
 
 
+@NEEDS_LLVM
+def test_what_is_linked_is_not_linked_again(tmp_path):
+    made = linear().compile(LLVM, shapes=SHAPES)
+    for path in (made.save(tmp_path / "m.so"), made.save(tmp_path / "m.packhorse")):
+        before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+        with (
+            ph.load(path) as loaded,
+            pytest.raises(CompileError, match=r"linked already\. Copy the file"),
+        ):
+            loaded.save(tmp_path / "again.so")
+        with ph.load(tmp_path / "m.so") as loaded, pytest.raises(CompileError, match="linked"):
+            loaded.save(tmp_path / "again.packhorse")
+        assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_what_a_module_gives_is_what_is_saved(vault, tmp_path, monkeypatch):
     monkeypatch.setattr(PythonModule, "save_blob", lambda self: ("vault-names", b"product"))
-    loaded = Executable.from_artifact(vault_kit.artifact())
-    loaded._artifact = None  # as if it had been compiled
+    loaded = as_compiled()
     path = loaded.save(tmp_path / "deploy")
     assert {file.name for file in path.iterdir()} == {
         "deploy.json", "deploy.params", "deploy.code", "deploy.manifest.json",
@@ -171,8 +191,7 @@ def test_what_a_module_gives_is_what_is_saved(vault, tmp_path, monkeypatch):
 
 def test_a_module_that_gives_a_kind_that_is_no_word(vault, tmp_path, monkeypatch):
     monkeypatch.setattr(PythonModule, "save_blob", lambda self: ("../so", b""))
-    loaded = Executable.from_artifact(vault_kit.artifact())
-    loaded._artifact = None
+    loaded = as_compiled()
     with pytest.raises(ArgumentValueError, match=r"'\.\./so' is no kind of code"):
         loaded.save(tmp_path / "m.packhorse")
     assert not (tmp_path / "m.packhorse").exists()

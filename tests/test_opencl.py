@@ -201,7 +201,7 @@ def test_symbols_are_distinct_and_names_are_found(device):
         compiled(device, "f", "f")
     functions = compiled(device, "f", "g")
     assert functions.functions == ["f", "g"]
-    with pytest.raises(CompileError, match="no shared library"):
+    with pytest.raises(CompileError, match="no form as a shared library"):
         functions.export_library("x.so")
     assert compiled(device).functions == []
 

@@ -88,7 +88,7 @@ def test_the_code_is_text_that_any_driver_can_build(made):
 
 
 def test_a_shared_library_is_refused(made, tmp_path):
-    with pytest.raises(CompileError, match=r"has no shared library.*\.packhorse"):
+    with pytest.raises(CompileError, match=r"has no form as a shared library.*\.packhorse"):
         made.save(tmp_path / "linear.so")
     assert not list(tmp_path.iterdir())
 

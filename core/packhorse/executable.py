@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +28,6 @@ from packhorse.graph.ir import TensorType
 
 if TYPE_CHECKING:
     from packhorse.artifact import Artifact
-    from packhorse.module_base import Module
 
 __all__ = ["DeviceLike", "Executable", "Outputs"]
 
@@ -154,8 +152,8 @@ class Executable:
     def __call__(self, *args: Any, device: DeviceLike = None, **inputs: Any) -> Outputs:
         """Run; inputs and result as for :meth:`packhorse.Model.__call__`.
 
-        ``device`` may name the device it was compiled for or, for artifacts, any device of host
-        memory.
+        ``device`` may name the device it was compiled for or, for artifacts, any device that
+        they hold code for: all of host memory share one.
         """
         if device is not None and device != self._where:
             return self._on(device)(*args, **inputs)
@@ -305,8 +303,9 @@ class Executable:
         DeviceClosed
             After :meth:`close`.
         """
-        from packhorse import export
         from packhorse.artifact import save_artifact
+        from packhorse.executable_save import save_library
+        from packhorse.export import warn_of_host_operators
 
         self._require_open()
         if not isinstance(path, (str, os.PathLike)):
@@ -317,10 +316,13 @@ class Executable:
                 "(name.so) also 'relax'"
             )
         if Path(path).suffix == ".so":
-            return self._save_library(Path(path), form)
+            program = self._require_program("saved")
+            self._require_unlinked()
+            made = self._compiled
+            return save_library(Path(path), form, program, made.params, made.module)
         artifact = self.artifact()
         if self._artifact is None and Path(path).suffix != ".packhorse" and not artifact.kinds:
-            export.warn_of_host_operators(artifact.program(), f"'{path}'")
+            warn_of_host_operators(artifact.program(), f"'{path}'")
         return save_artifact(path, artifact)
 
     def artifact(self) -> Artifact:
@@ -333,13 +335,15 @@ class Executable:
             As :meth:`save`.
         """
         from packhorse.artifact import Artifact
+        from packhorse.executable_save import code_of
 
         self._require_open()
         if self._artifact is not None:
             return self._artifact
         program = self._require_program("saved")
         target = self.device.info.name
-        kind, code = self._code()
+        self._require_unlinked()
+        kind, code = code_of(self._compiled.module, self.device)
         return Artifact(
             programs={target: program},
             params=self._compiled.params,
@@ -371,62 +375,18 @@ class Executable:
         inputs = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
         return f"<packhorse.Executable on {self._where} ({inputs})>"
 
-    def _save_library(self, path: Path, form: str) -> Path:
-        """One library with graph and weights."""
-        from packhorse import export, export_relax
-
-        program = self._require_program("saved")
-        if self._artifact is not None:
-            raise CompileError(
-                f"'{path}' was not written: this executable was loaded from an artifact, whose "
-                "library is linked already. Save it as a folder or a .packhorse file, or compile "
-                "the model again"
-            )
-        if form == "relax":
-            blob = {export_relax.BLOB: export_relax.relax_blob(program, self._compiled.params)}
-        else:
-            export.warn_of_host_operators(program, f"'{path}'")
-            blob = {export.BLOB: export.factory_blob(program, self._compiled.params)}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._compiled.module.export_library(path, blob)
-        except OSError as error:
-            raise ArtifactError(
-                f"'{path}' could not be written: {error.strerror or error}; what was there before "
-                "is unchanged. Free some space or save elsewhere"
-            ) from error
-        return path
-
-    def _code(self) -> tuple[str, bytes]:
-        """The compiled code: as the device loads it, or a shared library of kind ""."""
-        module: Module = self._compiled.module
-        if "load" in self.device.capabilities:
-            return module.save_blob()
-        if self.device.info.is_host:
-            return "", self._library()
-        raise CompileError(
-            f"nothing was saved: the backend of '{self.device.name}' loads no saved code (its "
-            "devices have no load(blob, kind)). Keep the model file, or compile it for another "
-            "device, such as 'llvm-cpu'"
-        )
-
-    def _library(self) -> bytes:
-        """The compiled code, linked into a shared library."""
-        try:
-            with tempfile.TemporaryDirectory(prefix="packhorse-") as folder:
-                file = Path(folder) / "deploy.so"
-                self._compiled.module.export_library(file)
-                return file.read_bytes()
-        except OSError as error:
-            raise ArtifactError(
-                f"the library could not be linked in '{tempfile.gettempdir()}': "
-                f"{error.strerror or error}; nothing was saved. Free some space there, or set "
-                "TMPDIR to another folder"
-            ) from error
-
     def _require_open(self) -> None:
         if self._closed:
             _refuse(None)
+
+    def _require_unlinked(self) -> None:
+        """Refuse to link what was loaded and not compiled."""
+        if self._reopen is not None:
+            raise CompileError(
+                "nothing was written: this executable was loaded, and its library is linked "
+                "already. Copy the file it came from (an artifact may be saved as a folder or a "
+                ".packhorse file), or compile the model again"
+            )
 
     def _require_program(self, what: str) -> Any:
         self._require_open()

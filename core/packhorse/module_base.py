@@ -212,9 +212,8 @@ class Module:
             There is no such form of it.
         """
         raise CompileError(
-            f"'{path}' was not written: module '{self.name}' ({self.kind}) is no code of the host "
-            "and has no shared library. Save the model as a .packhorse file, or compile it for "
-            "'llvm-cpu'"
+            f"'{path}' was not written: module '{self.name}' ({self.kind}) has no form as a shared "
+            "library. Save the model as a .packhorse file, or compile it for 'llvm-cpu'"
         )
 
     def _require_open(self) -> None:
