@@ -54,6 +54,7 @@ def test_a_broken_plugin_is_a_row(capsys, tmp_path, monkeypatch, fresh):
     assert "no_such_module" in out
     assert "pip uninstall packhorse-sick" in out
     assert "packhorse devices --probe" in out  # far was not asked
+    assert "PACKHORSE_DISABLE=name switches a plugin off" in out
 
 
 def test_doctor(capsys, tmp_path, monkeypatch, fresh):

@@ -52,7 +52,7 @@ ERRORS = {
     "older": ["API 0.9", "pip install -U ph-older"],
     "oddapi": ["api is 'newest'"],
     "misspelt": ["unknown hook 'packhorse_prob' (did you mean 'packhorse_probe'?)"],
-    "argument": ["speed", "packhorse_backend_info"],
+    "argument": ["Argument(s) {'speed'} are declared in the hookimpl"],
     "unmarked": ["not marked with @hookimpl"],
     "raises": ["RuntimeError: out of paper"],
     "nonsense": ["returned int, not BackendInfo"],

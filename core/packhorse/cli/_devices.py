@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     print_table(_HEADER, [_cells(row) for row in rows])
     if any(row.status == "not probed" for row in rows):
         print("\n? = not asked: packhorse devices --probe loads the drivers")
+    if any(row.status == "error" for row in rows):
+        print("\nerror: all other devices work; PACKHORSE_DISABLE=name switches a plugin off")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pluggy
@@ -61,11 +62,19 @@ def register(manager: pluggy.PluginManager, entry: Entry, plugin: object) -> Non
         if manager.is_registered(plugin):  # newer versions of pluggy register all of it or nothing
             manager.unregister(plugin)
         if isinstance(error, pluggy.PluginValidationError):
-            describe = getattr(plugin, REQUIRED.get(entry.group, ("",))[0], None)
-            if callable(describe):
-                check_api(entry, describe())
+            _check_described_api(entry, plugin)
             _check_names(manager, entry, plugin)
         raise
+
+
+def _check_described_api(entry: Entry, plugin: object) -> None:
+    """Refuse another API version where a plugin with wrong hooks can still say which."""
+    describe = getattr(plugin, REQUIRED.get(entry.group, ("",))[0], None)
+    info = None
+    with suppress(Exception):
+        info = describe()  # type: ignore[misc]  # not callable: then it says nothing
+    if info is not None:
+        check_api(entry, info)
 
 
 def _check_names(manager: pluggy.PluginManager, entry: Entry, plugin: object) -> None:
