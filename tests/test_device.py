@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import threading
 
 import numpy as np
@@ -213,10 +214,22 @@ def test_opening_in_threads_gives_one_device():
 def test_a_forked_child_can_open_devices():
     from packhorse._devices import default_devices
 
-    with default_devices()._lock:  # as if another thread were opening one just now
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if device("cpu?threads=7").name == "cpu:0?threads=7" else 1)
+    devices, held, done = default_devices(), threading.Event(), threading.Event()
+
+    def opening():
+        with devices._lock, devices.manager.lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=opening)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if device("cpu?threads=7").name == "cpu:0?threads=7" else 1)
+    done.set()
+    thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

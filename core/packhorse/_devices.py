@@ -108,9 +108,9 @@ class Devices:
             self._open.clear()
             self._texts.clear()
 
-    def reset_lock(self) -> None:
-        """After a fork: another thread of the parent may have held the lock."""
-        self._lock = threading.RLock()
+    def reset_locks(self) -> None:
+        """After a fork: another thread of the parent may have held a lock."""
+        self._lock, self.manager.lock = threading.RLock(), threading.RLock()
 
     def _one(self, wanted: DeviceString) -> Device:
         if wanted.hops:
@@ -247,5 +247,5 @@ def default_devices() -> Devices:
     """The devices of the default plugin manager."""
     devices = Devices(default_manager())
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=devices.reset_lock)
+        os.register_at_fork(after_in_child=devices.reset_locks)
     return devices
