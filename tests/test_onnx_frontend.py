@@ -290,6 +290,16 @@ def test_broadcasting_before_opset_7() -> None:
     np.testing.assert_array_equal(run(import_onnx(proto), x=x)[0], wanted)
 
 
+@pytest.mark.parametrize("shape", [[2, 3], [2, 3, 4], [2, 3, 4, 5]])
+def test_slopes_before_opset_7_belong_to_channels(shape: list[int]) -> None:
+    node = helper.make_node("PRelu", ["x", "slope"], ["y"])
+    slope = np.array([0.1, 0.2, 0.5], np.float32)
+    proto = model([node], [info("x", shape)], [info("y", shape)], {"slope": slope}, opset=6)
+    x = -np.ones(shape, np.float32)
+    wanted = x * slope.reshape(3, *[1] * (len(shape) - 2))
+    np.testing.assert_array_equal(run(import_onnx(proto), x=x)[0], wanted)
+
+
 def test_local_functions_are_inlined() -> None:
     inner = helper.make_function(
         "me", "Scale", ["v"], ["o"],

@@ -97,7 +97,10 @@ def to_opset(model: ModelProto) -> ModelProto:
 
 
 def _align_broadcasts(graph: GraphProto) -> None:
-    """``axis`` of arithmetic before opset 7, which the converter does not know, as Unsqueeze."""
+    """Where operands meet in opsets before 7, which the converter does not know, as Unsqueeze.
+
+    Arithmetic has an attribute ``axis``; the slopes of PRelu belong to the channels.
+    """
     types: dict[str, TypeProto] = {}
     _collect(graph, types)
     ranks = {name: len(t.tensor_type.shape.dim) for name, t in types.items()}
@@ -105,28 +108,37 @@ def _align_broadcasts(graph: GraphProto) -> None:
     for node in graph.node:
         axis = next((a for a in node.attribute if a.name == "axis"), None)
         broadcast = any(a.name == "broadcast" and a.i for a in node.attribute)
-        if axis is not None and broadcast and all(name in ranks for name in node.input):
+        place = axis.i if axis is not None and broadcast else 1 if node.op_type == "PRelu" else None
+        if place is not None and all(name in ranks for name in node.input):
             left, right = (ranks[name] for name in node.input)
-            place = axis.i if axis.i >= 0 else axis.i + left
-            missing = left - place - right
+            missing = left - (place if place >= 0 else place + left) - right
             if missing > 0:
-                made = f"{node.input[1]}~{len(nodes)}"
-                axes = list(range(right, right + missing))
-                nodes.append(onnx.helper.make_node("Unsqueeze", [node.input[1]], [made], axes=axes))
-                graph.value_info.append(
-                    onnx.helper.make_tensor_value_info(
-                        made,
-                        types[node.input[1]].tensor_type.elem_type,
-                        [d.dim_value or None for d in types[node.input[1]].tensor_type.shape.dim]
-                        + [1] * missing,
-                    )
-                )
-                node.input[1] = made
+                nodes.append(_unsqueeze(graph, node, len(nodes), right, missing, types))
+        if axis is not None and broadcast:
             node.attribute.remove(axis)
         nodes.append(node)
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def _unsqueeze(
+    graph: GraphProto,
+    node: NodeProto,
+    number: int,
+    rank: int,
+    missing: int,
+    types: dict[str, TypeProto],
+) -> NodeProto:
+    """Let the node read its second operand with so many dimensions of 1 behind; what makes it."""
+    name = node.input[1]
+    made = f"{name}~{number}"
+    kind = types[name].tensor_type
+    sizes = [d.dim_value or None for d in kind.shape.dim] + [1] * missing
+    graph.value_info.append(onnx.helper.make_tensor_value_info(made, kind.elem_type, sizes))
+    node.input[1] = made
+    axes = list(range(rank, rank + missing))
+    return onnx.helper.make_node("Unsqueeze", [name], [made], axes=axes)
 
 
 def _isolate_captures(graph: GraphProto, taken: set[str]) -> None:

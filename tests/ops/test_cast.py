@@ -61,6 +61,34 @@ def test_strings() -> None:
         reference(node_of("Cast", [words], {"to": 1}), [np.array(["horse"], object)])
 
 
+@pytest.mark.parametrize("saturate", [0, 1])
+@pytest.mark.parametrize(
+    ("mode", "powers"),
+    [("up", [-3, -1, 0, 1, 1, 2, 2]), ("nearest", [-3, -1, 0, 0, 1, 1, 2]),
+     ("down", [-4, -1, 0, 0, 0, 1, 1])],
+)  # fmt: skip
+def test_powers_of_two(mode: str, powers: list[int], saturate: int) -> None:
+    for dtype in (np.float32, np.float64, np.float16):
+        x = np.array([0.124, 0.5, 1, 1.25, 1.5, 2.5, 3], dtype)
+        node = node_of("Cast", [x], {"to": 24, "round_mode": mode, "saturate": saturate})
+        (found,) = reference(node, [x])
+        assert found.dtype == dtype_of_onnx(24)
+        assert found.astype(np.float32).tolist() == [2.0**p for p in powers]
+
+
+def test_special_powers_of_two() -> None:
+    """The table of ONNX Cast-24."""
+    x = np.array([0, np.nan, np.inf, 1e39, 1e-39])
+    for saturate, wanted in ((1, [0, 255, 254, 254, 0]), (0, [255, 255, 255, 255, 255])):
+        node = node_of("Cast", [x], {"to": 24, "round_mode": "nearest", "saturate": saturate})
+        (found,) = reference(node, [x])
+        assert found.view(np.uint8).tolist() == wanted
+    like = np.zeros(1, np.uint8).view(dtype_of_onnx(24))
+    node = node_of("CastLike", [x, like], {"round_mode": "sideways"})
+    with pytest.raises(ModelError, match="round_mode is 'sideways', expected up, nearest, down"):
+        reference(node, [x, like])
+
+
 def test_unknown_dtype() -> None:
     x = np.zeros(2, np.float32)
     with pytest.raises(ModelError, match=r"'node' \(Cast\): 99 is not an ONNX data type"):

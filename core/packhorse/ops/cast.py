@@ -13,23 +13,25 @@ from packhorse.kernel.expr import Expr, bitcast, cast, const, select
 from packhorse.kernel.lowering import Lazy, Lowered, Lowering, compute_dtype, lazy
 from packhorse.ops.maps import expand, kind_of, widen
 from packhorse.ops.registry import Inference, operator, same_as_first
-from packhorse.ops.rules import Array, compiled, dtype_of_onnx, known, labelled
+from packhorse.ops.rules import Array, compiled, dtype_of_onnx, known, labelled, text
 
 __all__ = ["convert", "pass_on"]
 
 
-def convert(x: Array, dtype: np.dtype[Any], *, saturate: bool = True) -> Array:
+def convert(
+    x: Array, dtype: np.dtype[Any], *, saturate: bool = True, round_mode: str = "up"
+) -> Array:
     """``x`` in another dtype, as ONNX Cast defines it.
 
     Floats become integers by truncation, limited to the integer's range (NaN gives 0: ONNX leaves
     both undefined, this is what compiled kernels do). Anything becomes bool by ``!= 0``. Strings
     are object arrays. Small floats (float8...) take the largest finite value on overflow
-    when ``saturate``.
+    when ``saturate``. float8_e8m0fnu, powers of two, rounds as ``round_mode`` says.
 
     Raises
     ------
     ModelError
-        A string that is not a number.
+        A string that is not a number, an unknown ``round_mode``.
     """
     x = np.asarray(x)
     if dtype == np.object_ or x.dtype == np.object_:
@@ -40,6 +42,8 @@ def convert(x: Array, dtype: np.dtype[Any], *, saturate: bool = True) -> Array:
     with np.errstate(all="ignore"):
         if source == "f" and target in "iu" and dtype.kind != "V":
             return _to_integer(x, dtype)
+        if dtype.name == "float8_e8m0fnu":
+            return _to_power(x, dtype, saturate, text(round_mode))
         if dtype.name.startswith("float8") and saturate:
             return _to_float8(x, dtype)
         if dtype.kind == "V" or x.dtype.kind == "V":
@@ -62,6 +66,27 @@ def _to_float8(x: Array, dtype: np.dtype[Any]) -> Array:
     most = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     value = x.astype(np.float32)
     return np.where(np.isnan(value), value, np.clip(value, -most, most)).astype(dtype)
+
+
+_UP_FROM: dict[str, float] = {"up": np.nextafter(0.5, 1), "nearest": 0.75, "down": 1.0}
+"""round_mode: the next power of two is taken from this mantissa (0.5 to below 1) on."""
+_MOST = 127
+"""Greatest exponent of float8_e8m0fnu, and minus the least."""
+
+
+def _to_power(x: Array, dtype: np.dtype[Any], saturate: bool, round_mode: str) -> Array:
+    """The power of two near the size of ``x``; the table of ONNX Cast-24 for special values."""
+    if round_mode not in _UP_FROM:
+        raise ModelError(f"round_mode is '{round_mode}', expected {', '.join(_UP_FROM)}")
+    size = np.abs(x.astype(np.float64))
+    mantissa, exponent = np.frexp(size)
+    exponent = np.where(mantissa >= _UP_FROM[round_mode], exponent, exponent - 1)
+    exponent = np.where(np.isinf(size), _MOST + 1, np.where(size == 0, -_MOST - 1, exponent))
+    undefined = np.isnan(size)
+    if not saturate:
+        undefined |= np.abs(exponent) > _MOST
+    bits = np.clip(exponent, -_MOST, _MOST) + _MOST
+    return np.where(undefined, 255, bits).astype(np.uint8).view(dtype)
 
 
 def _convert_text(x: Array, dtype: np.dtype[Any]) -> Array:
@@ -99,9 +124,9 @@ def _lower_cast(ctx: Lowering) -> Lazy:
 
 
 @operator("Cast", infer=_cast_rule, lower=_lower_cast)
-def cast_to(x: Array, *, to: int, saturate: int = 1) -> Array:
-    """Convert to the ONNX data type numbered ``to`` (ONNX Cast-21); see :func:`convert`."""
-    return convert(x, dtype_of_onnx(to), saturate=bool(saturate))
+def cast_to(x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> Array:
+    """Convert to the ONNX data type numbered ``to`` (ONNX Cast-24); see :func:`convert`."""
+    return convert(x, dtype_of_onnx(to), saturate=bool(saturate), round_mode=round_mode)
 
 
 def _lower_cast_like(ctx: Lowering) -> Lazy:
@@ -110,9 +135,9 @@ def _lower_cast_like(ctx: Lowering) -> Lazy:
 
 
 @operator("CastLike", infer=_cast_like_rule, lower=compiled(_lower_cast_like))
-def cast_like(x: Array, like: Array, *, saturate: int = 1) -> Array:
-    """Convert to the dtype of ``like`` (ONNX CastLike-19); see :func:`convert`."""
-    return convert(x, np.asarray(like).dtype, saturate=bool(saturate))
+def cast_like(x: Array, like: Array, *, saturate: int = 1, round_mode: str = "up") -> Array:
+    """Convert to the dtype of ``like`` (ONNX CastLike-24); see :func:`convert`."""
+    return convert(x, np.asarray(like).dtype, saturate=bool(saturate), round_mode=round_mode)
 
 
 def _bits(dtype: np.dtype[Any]) -> int:

@@ -44,6 +44,9 @@ def _lower_softmax(log: bool) -> Callable[[Lowering], Lazy]:
 def softmax(x: Array, *, axis: int = -1) -> Array:
     """``exp(x) / sum(exp(x))`` along an axis (ONNX Softmax-13); float array of any shape.
 
+    Of float16 and bfloat16 the powers and their sum are rounded, as ONNX's function body has it;
+    kernels round the result only.
+
     Raises
     ------
     ModelError
@@ -52,7 +55,9 @@ def softmax(x: Array, *, axis: int = -1) -> Array:
     axis = normal_axis(axis, x.ndim)
     data = wide(x)
     powers = np.exp(data - data.max(axis=axis, keepdims=True, initial=-np.inf))
-    return narrow(powers / powers.sum(axis=axis, keepdims=True), x.dtype)
+    powers = wide(narrow(powers, x.dtype))
+    total = wide(narrow(powers.sum(axis=axis, keepdims=True), x.dtype))
+    return narrow(powers / total, x.dtype)
 
 
 @operator("LogSoftmax", infer=infer_along_axis, lower=_lower_softmax(log=True))
