@@ -203,12 +203,14 @@ def test_a_lost_device_is_opened_anew_by_its_name(devices, monkeypatch, use, cod
     device = devices.open(DEVICE)
     block, other = device.allocate(1 << 21), device.allocate(16)
     module = compiled(device, "double")
+    function = module.function("double")
     with monkeypatch.context() as patch:
         dies(device, patch, code)
         with pytest.raises(DeviceUnavailable, match=rf"was lost when it was to {USES[use]}"):
             use(device, block)
         assert device.closed
-        for again in (finish, download, lambda *_: device.allocate(1), lambda *_: device.memory()):
+        for again in (finish, download, lambda *_: device.allocate(1), lambda *_: device.memory(),
+                      lambda *_: function.bind_memory([block, block])):  # fmt: skip
             with pytest.raises(DeviceUnavailable, match=r"Open it again with packhorse\.device"):
                 again(device, block)
         block.close()

@@ -91,15 +91,7 @@ class KernelFunction(PackedFunction):
         DeviceClosed
             The device, or a tensor, was closed.
         """
-        names = self.kernel.arguments
-        if len(args) != len(names):
-            raise ArgumentValueError(
-                f"'{self.name}' takes {len(names)} tensors ({', '.join(names)}), "
-                f"{len(args)} were given"
-            )
-        for position, (arg, name) in enumerate(zip(args, names, strict=True)):
-            self._check(f"argument {position} of '{self.name}'", arg, name)
-        return self.bind_memory([arg._open_block().memory for arg in args])
+        return self.prepare(self._memory_of(args))
 
     def bind_memory(self, blocks: Sequence[Memory]) -> Callable[[], Any]:
         """The same for bare blocks of the device's memory; the caller answers for what they hold.
@@ -111,6 +103,24 @@ class KernelFunction(PackedFunction):
         DeviceClosed
             The device was closed.
         """
+        self._check_blocks(blocks)
+        return self.prepare(blocks)
+
+    def _memory_of(self, args: Sequence[Any]) -> list[Memory]:
+        """The blocks of tensors; everything is checked."""
+        names = self.kernel.arguments
+        if len(args) != len(names):
+            raise ArgumentValueError(
+                f"'{self.name}' takes {len(names)} tensors ({', '.join(names)}), "
+                f"{len(args)} were given"
+            )
+        for position, (arg, name) in enumerate(zip(args, names, strict=True)):
+            self._check(f"argument {position} of '{self.name}'", arg, name)
+        blocks = [arg._open_block().memory for arg in args]
+        self._check_blocks(blocks)
+        return blocks
+
+    def _check_blocks(self, blocks: Sequence[Memory]) -> None:
         if self.device.closed:
             raise DeviceClosed(f"'{self.name}' cannot run: device '{self.device.name}' is closed")
         names = self.kernel.arguments
@@ -126,7 +136,6 @@ class KernelFunction(PackedFunction):
                 raise ArgumentValueError(
                     f"'{self.name}' needs {needed} bytes for '{name}', the block has {block.nbytes}"
                 )
-        return self.prepare(blocks)
 
     def _check(self, what: str, arg: Any, name: str) -> None:
         buffer = self.kernel.buffers[name]

@@ -13,7 +13,6 @@ import numpy as np
 from packhorse.compiler.gpu_schedule import GpuSchedule, GpuTarget, gpu_schedule
 from packhorse.device import BackendInfo, DeviceMixin, Memory, MemoryStats, check_range, check_size
 from packhorse.errors import (
-    ArgumentTypeError,
     ArgumentValueError,
     ArtifactError,
     CompileError,
@@ -27,7 +26,7 @@ from packhorse.kernel.doubling import doubling_kernel
 from packhorse.module_base import Module
 from packhorse_opencl.driver import opencl, opencl_devices, out_of_memory, refused, typed_errors
 from packhorse_opencl.library import KIND, ClLibrary
-from packhorse_opencl.memory import ClMemory, Pool, Uploads, rounded
+from packhorse_opencl.memory import ClMemory, Pool, Uploads, own, rounded
 from packhorse_opencl.module import ClModule, build, read
 
 __all__ = ["OpenClDevice"]
@@ -254,6 +253,7 @@ class OpenClDevice(DeviceMixin):
         self._free()
 
     def _free(self) -> None:
+        self._uploads.clear()
         for module in list(self._modules):
             module.close()
         self._pool.close()
@@ -323,21 +323,6 @@ class OpenClDevice(DeviceMixin):
         except self._errors as error:
             return out_of_memory(error)
         return True
-
-
-def own(memory: Memory) -> Any:
-    """The OpenCL buffer of a block.
-
-    Raises
-    ------
-    ArgumentTypeError
-        The block is another device's.
-    """
-    if not isinstance(memory, ClMemory):
-        raise ArgumentTypeError(
-            f"this block is {type(memory).__name__}, not OpenCL memory; copy it with its own device"
-        )
-    return memory.buffer
 
 
 def _creator(cl: Any, context: Any) -> Any:

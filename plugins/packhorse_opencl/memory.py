@@ -8,9 +8,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from packhorse.errors import DeviceClosed
+from packhorse.device import Memory
+from packhorse.errors import ArgumentTypeError, DeviceClosed
 
-__all__ = ["ClMemory", "Pool", "Uploads"]
+__all__ = ["ClMemory", "Pool", "Uploads", "own", "rounded"]
 
 _log = logging.getLogger("packhorse.opencl")
 
@@ -148,3 +149,18 @@ class ClMemory:
         """Give the memory back; idempotent."""
         self._finalizer()
         self._buffer = None
+
+
+def own(memory: Memory) -> Any:
+    """The OpenCL buffer of a block.
+
+    Raises
+    ------
+    ArgumentTypeError
+        The block is another device's.
+    """
+    if not isinstance(memory, ClMemory):
+        raise ArgumentTypeError(
+            f"this block is {type(memory).__name__}, not OpenCL memory; copy it with its own device"
+        )
+    return memory.buffer

@@ -5,25 +5,20 @@ from __future__ import annotations
 import hashlib
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from packhorse.device import Memory
 from packhorse.disk_cache import DiskCache
-from packhorse.dtype import dtype as as_dtype
-from packhorse.errors import (
-    ArgumentTypeError,
-    ArgumentValueError,
-    ArtifactError,
-    CompileError,
-)
-from packhorse.function import PackedFunction, add_value_type
+from packhorse.errors import ArtifactError, CompileError
+from packhorse.function import add_value_type
 from packhorse.module_base import Module
-from packhorse.tensor import Tensor
+from packhorse.module_kernel import KernelFunction
 from packhorse_opencl.call import ClCall
 from packhorse_opencl.driver import typed_errors
 from packhorse_opencl.library import KIND, ClArgument, ClKernel, ClLibrary
-from packhorse_opencl.memory import ClMemory
+from packhorse_opencl.memory import own
 
 if TYPE_CHECKING:
     from packhorse_opencl.device import OpenClDevice
@@ -122,128 +117,101 @@ def _kernel_names(device: OpenClDevice, program: Any) -> set[str]:
     return set(names.split(";"))
 
 
-class ClFunction(PackedFunction):
+@dataclass(frozen=True)
+class _Arguments:
+    """A kernel's row of the table as :class:`KernelFunction` reads it."""
+
+    arguments: tuple[str, ...]
+    buffers: Mapping[str, ClArgument]
+
+
+class ClFunction(KernelFunction):
     """One kernel as a packed function over tensors of its device, in argument order.
 
     Calls are queued: read a result with ``tensor.numpy()``, which waits for it.
     """
 
-    __slots__ = ("_device", "_direct", "_kernel", "_lock", "_program")
+    __slots__ = ("_direct", "_lock", "_opencl", "_program", "_row")
 
-    def __init__(self, device: OpenClDevice, program: Any, kernel: ClKernel) -> None:
-        super().__init__(self._run, kernel.symbol)
-        self._device, self._program, self._kernel = device, program, kernel
+    def __init__(self, device: OpenClDevice, program: Any, row: ClKernel) -> None:
+        names = tuple(argument.name for argument in row.arguments)
+        found = _Arguments(names, dict(zip(names, row.arguments, strict=True)))
+        super().__init__(device, found, row.symbol)
+        self._opencl, self._program, self._row = device, program, row
         self._lock = threading.Lock()
         self._direct: ClCall | None = None
 
+    def __call__(self, *args: Any) -> None:
+        """Queue it on tensors of its device. Raises as :meth:`bind`."""
+        blocks = self._memory_of(args)
+        with self._lock:  # arguments are the kernel's state until it is queued
+            if self._direct is None:  # drivers take 0.1 ms to make a kernel
+                self._direct = self._call_of(None)
+            self._set(self._direct, blocks)
+            self._direct()
+
     def bind(self, *args: Any) -> ClCall:
-        """Check tensors now; the call returned only enqueues.
+        """Check tensors now; the call returned only queues, and keeps the tensors.
 
         Raises
         ------
         ArgumentTypeError, ArgumentValueError
             Not the tensors the kernel takes.
-        """
-        return self._bound(self._blocks(args), args)
-
-    def bind_memory(self, blocks: Sequence[Memory]) -> ClCall:
-        """The same for bare blocks of device memory; the caller answers for what they hold, and
-        closes none while the call is in use.
-
-        Raises
-        ------
-        ArgumentValueError
-            Another number of blocks, one that is too small or not this device's.
         CompileError
             The driver made a kernel of the text that this device cannot run.
         """
-        self._count(blocks, "blocks of memory")
-        return self._bound(blocks, tuple(blocks))
+        blocks = self._memory_of(args)
+        return self._set(self._call_of(args), blocks)
 
-    def _bound(self, blocks: Sequence[Memory], held: object) -> ClCall:
-        buffers = self._buffers(blocks)
-        call = self._made(held)
-        self._set(call.kernel, buffers)
-        return call
+    def prepare(self, blocks: Sequence[Memory]) -> ClCall:
+        """A call that queues the kernel on these blocks, none of which may be closed before.
 
-    def _run(self, *args: Any) -> None:
-        buffers = self._buffers(self._blocks(args))
-        with self._lock:  # arguments are the kernel's state until it is queued
-            if self._direct is None:  # drivers take 0.1 ms to make a kernel
-                self._direct = self._made(None)
-            self._set(self._direct.kernel, buffers)
-            self._direct()
+        Raises
+        ------
+        ArgumentTypeError
+            A block is not OpenCL memory.
+        CompileError
+            As :meth:`bind`.
+        """
+        return self._set(self._call_of(tuple(blocks)), blocks)
 
-    def _made(self, held: object) -> ClCall:
+    def _check_blocks(self, blocks: Sequence[Memory]) -> None:
+        self._opencl.require_open()  # says so when the device was lost
+        super()._check_blocks(blocks)
+
+    def _call_of(self, held: object) -> ClCall:
         """A call with a kernel of its own, whose arguments are not set yet."""
-        wanted = self._kernel
-        kernel = self._device.drive(
-            f"prepare kernel '{self.name}'",
-            lambda: self._device.cl.Kernel(self._program, wanted.function),
+        row, device = self._row, self._opencl
+        kernel = device.drive(
+            f"prepare kernel '{self.name}'", lambda: device.cl.Kernel(self._program, row.function)
         )
         self._fits(kernel)
-        return ClCall(self._device, wanted.symbol, kernel, wanted.total, wanted.group, held)
+        return ClCall(device, row.symbol, kernel, row.total, row.group, held)
 
-    def _set(self, kernel: Any, buffers: Sequence[Any]) -> None:
-        self._device.drive(f"pass memory to '{self.name}'", lambda: kernel.set_args(*buffers))
-
-    def _blocks(self, args: Sequence[Any]) -> list[Memory]:
-        """The memory of tensors, which are checked."""
-        self._count(args, "tensors")
-        for i, (arg, wanted) in enumerate(zip(args, self._kernel.arguments, strict=True)):
-            self._check(i, arg, wanted)
-        return [arg._open_block().memory for arg in args]
-
-    def _buffers(self, blocks: Sequence[Memory]) -> list[Any]:
-        """The buffers of blocks, which are checked."""
-        self._device.require_open()
-        found = []
-        for argument, block in zip(self._kernel.arguments, blocks, strict=True):
-            if not isinstance(block, ClMemory) or block.nbytes < argument.nbytes:
-                raise ArgumentValueError(
-                    f"'{self.name}' needs {argument.nbytes} bytes of {self._device.name} for "
-                    f"'{argument.name}', found {type(block).__name__} of {block.nbytes}"
-                )
-            found.append(block.buffer)
-        return found
-
-    def _count(self, given: Sequence[Any], what: str) -> None:
-        count = len(self._kernel.arguments)
-        if len(given) != count:
-            raise ArgumentValueError(f"'{self.name}' takes {count} {what}, {len(given)} were given")
+    def _set(self, call: ClCall, blocks: Sequence[Memory]) -> ClCall:
+        buffers = [own(block) for block in blocks]
+        self._opencl.drive(
+            f"pass memory to kernel '{self.name}'", lambda: call.kernel.set_args(*buffers)
+        )
+        return call
 
     def _fits(self, kernel: Any) -> None:
         """Compare what the driver made with what the table says and the device has."""
-        cl, device, wanted = self._device.cl, self._device, self._kernel
-        if kernel.num_args != len(wanted.arguments):
+        device, row = self._opencl, self._row
+        if kernel.num_args != len(row.arguments):
             raise ArtifactError(
                 f"kernel '{self.name}' takes {kernel.num_args} arguments in the text of its "
-                f"library, {len(wanted.arguments)} in its table"
+                f"library, {len(row.arguments)} in its table"
             )
-        info = cl.kernel_work_group_info
+        info = device.cl.kernel_work_group_info
         most = kernel.get_work_group_info(info.WORK_GROUP_SIZE, device.handle)
         shared = kernel.get_work_group_info(info.LOCAL_MEM_SIZE, device.handle)
-        if wanted.group > most or shared > device.target.local_bytes:
+        if row.group > most or shared > device.target.local_bytes:
             raise CompileError(
-                f"kernel '{self.name}' wants work-groups of {wanted.group} that share {shared} "
+                f"kernel '{self.name}' wants work-groups of {row.group} that share {shared} "
                 f"bytes; {device.name} runs it in groups of up to {most} and shares "
-                f"{device.target.local_bytes} bytes. Compile the model for this device"
-            )
-
-    def _check(self, i: int, arg: Any, wanted: ClArgument) -> None:
-        what = f"argument {i} of '{self.name}'"
-        if not isinstance(arg, Tensor) or arg.device is not self._device:
-            where = arg.device.name if isinstance(arg, Tensor) else type(arg).__name__
-            raise ArgumentTypeError(
-                f"{what} must be a tensor on {self._device.name}, found one of {where}; copy it "
-                f"there with packhorse.tensor(array, device='{self._device.name}')"
-            )
-        if arg.dtype != as_dtype(wanted.dtype):
-            raise ArgumentTypeError(f"{what} must be {wanted.dtype}, found {arg.dtype}")
-        if arg.shape != wanted.shape and arg.size != wanted.size:
-            raise ArgumentValueError(
-                f"{what} must have shape {wanted.shape} or {wanted.size} elements, found "
-                f"{arg.shape}"
+                f"{device.target.local_bytes} bytes. Compile the model for this device with "
+                f"smaller groups: '{device.info.name}:{device.index}?max_group={max(1, most)}'"
             )
 
 
