@@ -266,8 +266,8 @@ def test_none_of_its_devices_works(vault, monkeypatch):
     with pytest.raises(DeviceUnavailable) as caught:
         Executable.from_artifact(both)
     message = str(caught.value)
-    assert "code for faraway, vault, and none of them can be used here" in message
-    assert "vault: vault: no driver" in message
+    assert "code for faraway, vault, and none of the devices 'auto' stands for can be" in message
+    assert "\n  vault: vault: no driver" in message
     assert "no backend 'faraway'" in message
 
 
@@ -276,6 +276,39 @@ def test_the_environment_names_the_device(two, monkeypatch, caplog, named):
     monkeypatch.setenv("PACKHORSE_DEVICE", named)
     assert Executable.from_artifact(two).device.name.startswith("cpu:0")
     assert Executable.from_artifact(two, "vault").device.name == "vault:0"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "where"),
+    [
+        ("auto", "vault:0"),
+        ("AUTO", "vault:0"),
+        ("auto:cpu", "cpu:0"),
+        ("auto:gpu", "vault:0"),
+        ("nothing,vault", "vault:0"),
+        ("cpu,vault", "cpu:0"),
+        ("opencl:99,cpu?threads=1", "cpu:0?threads=1"),
+    ],
+)
+def test_strings_that_mean_several_devices(two, wanted, where):
+    with Executable.from_artifact(two, wanted) as loaded:
+        assert loaded.device.name == where
+        np.testing.assert_array_equal(loaded(X), Y)
+    with Executable.from_artifact(two, "cpu?threads=2") as loaded:
+        assert loaded.compile(wanted).device.name == where
+        np.testing.assert_array_equal(loaded(X, device=wanted), Y)
+
+
+def test_a_list_goes_on_to_the_device_that_it_is_for(vault):
+    """``cpu`` works here, but the artifact holds nothing for it."""
+    with Executable.from_artifact(vault_kit.artifact(), "cpu,vault") as loaded:
+        assert loaded.device.name == "vault:0"
+        assert loaded.compile("cpu,vault") is loaded
+        assert loaded.compile("auto") is loaded
+    with pytest.raises(DeviceUnavailable, match=r"'auto:cpu' stands for .*: there is none"):
+        Executable.from_artifact(vault_kit.artifact(), "auto:cpu")
+    with pytest.raises(DeviceUnavailable, match=r"(?s)'cpu,nothing' stands for .*none for 'cpu:0'"):
+        Executable.from_artifact(vault_kit.artifact(), "cpu,nothing")
 
 
 @pytest.mark.parametrize("named", ["", "auto"])

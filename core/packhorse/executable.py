@@ -410,7 +410,7 @@ class Executable:
                 f"this executable was compiled for {self._where}, not for {wanted}. Call the "
                 "model, or compile it for that"
             )
-        found = device(wanted)
+        found = self._meant(wanted)
         if found.name == self.device.name:
             return self
         if self._reopen is None:
@@ -422,6 +422,13 @@ class Executable:
             if found.name not in self._elsewhere:
                 self._elsewhere[found.name] = self._reopen(found)
             return self._elsewhere[found.name]
+
+    def _meant(self, wanted: str | Device | None) -> Device:
+        if self._artifact is None or wanted is None:
+            return device(wanted)
+        from packhorse.executable_artifact import device_for
+
+        return device_for(self._artifact, wanted)
 
 
 def _refuse(feeds: Any) -> list[Array]:

@@ -7,8 +7,9 @@ operators' NumPy references.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from packhorse import _config
 from packhorse._device_string import parse_choice
@@ -19,6 +20,7 @@ from packhorse.errors import (
     ArgumentError,
     ArtifactError,
     CompileError,
+    DeviceError,
     DeviceUnavailable,
     FunctionNotFound,
     MissingExtra,
@@ -34,11 +36,15 @@ from packhorse.graph.program import Program, Step
 from packhorse.module import load_module
 from packhorse.module_base import Module
 
-__all__ = ["open_artifact", "target_for"]
+__all__ = ["device_for", "open_artifact", "target_for"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("packhorse.artifact")
 _NEXT = (UnknownBackend, DeviceUnavailable, MissingExtra, PluginError, CompileError)
-"""What makes the next target be tried where no device was named."""
+"""What makes the next device be tried where several were named, or none."""
+_CHOICE = re.compile(r",|^auto\b", re.IGNORECASE)
+"""Device strings that mean more than one device."""
 
 
 def open_artifact(artifact: Artifact, on: str | Device | None) -> tuple[Device, Compiled]:
@@ -48,7 +54,8 @@ def open_artifact(artifact: Artifact, on: str | Device | None) -> tuple[Device, 
     ----------
     artifact : Artifact
     on : str, Device or None
-        None: ``$PACKHORSE_DEVICE``, else the best device that works here of those it is for.
+        None: ``$PACKHORSE_DEVICE``, else ``auto``, the best device that works here of those it
+        is for. Of a list the first that works here and that it is for.
 
     Raises
     ------
@@ -59,19 +66,27 @@ def open_artifact(artifact: Artifact, on: str | Device | None) -> tuple[Device, 
     CompileError
         The device cannot run the code.
     """
-    named = _named() if on is None else None
-    if on is not None or named is not None:
-        where = device(on)
-        try:
-            target = target_for(artifact, where)
-        except DeviceUnavailable as error:
-            if named is not None:
-                error.args = (f"PACKHORSE_DEVICE={named}: {error}",)
-            raise
-        return where, _opened(artifact, target, where)
-    if len(artifact.targets) == 1:
-        return _opened_by_name(artifact, artifact.targets[0])
-    return _best(artifact)
+    named = _config.setting("PACKHORSE_DEVICE") if on is None else None
+    try:
+        return _first(artifact, on or named or "auto", lambda where: _opened(artifact, where))
+    except DeviceError as error:
+        if named is not None:
+            error.args = (f"PACKHORSE_DEVICE={named}: {error}", *error.args[1:])
+        raise
+
+
+def device_for(artifact: Artifact, wanted: str | Device) -> Device:
+    """The device a string means for an artifact: of a list the first that works here and that it
+    holds code for, for ``auto`` the best of those it was compiled for.
+
+    Raises
+    ------
+    DeviceUnavailable
+        There is none; a device named alone may still lack code in the artifact.
+    """
+    if not isinstance(wanted, str) or not _CHOICE.search(wanted):
+        return device(wanted)  # on the way of calls: no more than that
+    return _first(artifact, wanted, lambda where: where)
 
 
 def target_for(artifact: Artifact, where: Device) -> str:
@@ -114,27 +129,36 @@ def _may_launch(program: Program, where: Device) -> bool:
     return tvm and device_type(program) in (None, where.dlpack_device[0])
 
 
-def _named() -> str | None:
-    """What the environment names, other than "the best"."""
-    named = _config.setting("PACKHORSE_DEVICE")
-    if named is None or [str(choice) for choice in parse_choice(named)] == ["auto"]:
-        return None
-    return named
-
-
-def _best(artifact: Artifact) -> tuple[Device, Compiled]:
-    """The first target that can be opened, by the priority of their backends."""
+def _first(artifact: Artifact, wanted: str | Device, use: Callable[[Device], T]) -> T:
+    """What ``use`` makes of the device named, or of the first of several that works here."""
+    names = _names(artifact, wanted) if isinstance(wanted, str) else [wanted]
     reasons = []
-    for target in _by_priority(artifact.targets):
+    for name in names:
         try:
-            return _opened_by_name(artifact, target)
+            where = device(name)
+            target_for(artifact, where)
+            return use(where)
         except _NEXT as error:
-            _log.info("target %s is passed over: %s", target, error)
-            reasons.append(f"\n  {target}: {error}")
+            if len(names) == 1:
+                raise
+            _log.info("'%s' is passed over for '%s': %s", name, wanted, error)
+            reasons.append(f"\n  {name}: {error}")
     raise DeviceUnavailable(
-        f"this artifact holds code for {', '.join(artifact.targets)}, and none of them can be "
-        f"used here:{''.join(reasons)}"
+        f"this artifact holds code for {', '.join(artifact.targets)}, and none of the devices "
+        f"'{wanted}' stands for can be used here:{''.join(reasons) or ' there is none'}"
     )
+
+
+def _names(artifact: Artifact, wanted: str) -> list[str]:
+    """The devices to try."""
+    choice = parse_choice(wanted)
+    if not choice[0].is_auto or choice[0].hops:
+        return [str(one) for one in choice]
+    targets = _by_priority(artifact.targets)
+    found = {t: t in artifact.kinds or _launches(artifact, t) for t in targets}
+    if choice[0].backend != "auto":
+        found = {t: own for t, own in found.items() if own == (choice[0].backend == "auto:gpu")}
+    return list(dict.fromkeys(target if own else "cpu" for target, own in found.items()))
 
 
 def _by_priority(targets: Sequence[str]) -> list[str]:
@@ -149,13 +173,8 @@ def _by_priority(targets: Sequence[str]) -> list[str]:
     return sorted(targets, key=priority, reverse=True)
 
 
-def _opened_by_name(artifact: Artifact, target: str) -> tuple[Device, Compiled]:
-    own = target in artifact.kinds or _launches(artifact, target)
-    where = device(target if own else "cpu")
-    return where, _opened(artifact, target, where)
-
-
-def _opened(artifact: Artifact, target: str, where: Device) -> Compiled:
+def _opened(artifact: Artifact, where: Device) -> tuple[Device, Compiled]:
+    target = target_for(artifact, where)
     program = artifact.program(target)
     module = _module(artifact, target, where)
     executor: Runner
@@ -169,7 +188,8 @@ def _opened(artifact: Artifact, target: str, where: Device) -> Compiled:
             raise ArtifactError(
                 f"program, weights and code for '{target}' do not fit together: {error}"
             ) from error
-    return Compiled(executor, _report(program, where), program, module, artifact.params)
+    made = Compiled(executor, _report(program, where), program, module, artifact.params)
+    return where, made
 
 
 def _module(artifact: Artifact, target: str, where: Device) -> Any:

@@ -89,7 +89,7 @@ class Session:
         self._wanted: Device | Placement | None = None
         if isinstance(wanted, Mapping):
             self._wanted = Placement.of(wanted)
-        elif wanted or self.model:
+        elif self.model:
             self._wanted = device(wanted)
         if self.executable is not None:
             self.executable = self.executable.compile(wanted)
