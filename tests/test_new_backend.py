@@ -187,7 +187,7 @@ def test_pip_installs_it(acme, tmp_path):
         ).splitlines()
         if line.startswith("acme:0")
     )
-    assert row.split()[1:3] == ["yes", "yes"]
+    assert row.split()[1:4] == ["cpu", "yes", "yes"]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def kinds(name, priority, *found):
     return source.replace('print("a driver that prints")', f"return [{rows}]") + (
         "\nfrom packhorse.device import DeviceMixin\nclass Card(DeviceMixin):\n"
         "    def allocate(self, nbytes): raise NotImplementedError\n"
+        "    copy_from_host = copy_to_host = check = allocate\n"
     )
 
 

@@ -99,11 +99,19 @@ def test_backend_that_does_not_open(site, body, kind, word):
     [
         ("return HostDevice(INFO, index, options)", "1 / 0", DeviceUnavailable, "ZeroDivision"),
         ("HostDevice(INFO, index, options)", "HostDevice(INFO, 0, {})", PluginError, "keep index"),
-        ("HostDevice(INFO, index, options)", "None", DeviceUnavailable, "AttributeError"),
+        ("HostDevice(INFO, index, options)", "None", PluginError, "opened None"),
+        ("HostDevice(INFO, index, options)", "Half()", PluginError, "misspelt as 'copy_tohost'"),
     ],
 )
 def test_device_that_does_not_open(site, old, new, kind, word):
-    write_dist(site, "packhorse-good", "ph_good", good("good").replace(old, new))
+    half = """
+class Half(HostDevice):
+    copy_to_host = property()
+    copy_tohost = HostDevice.copy_to_host
+    def __init__(self):
+        super().__init__(INFO, 0, {"level": 2})
+"""
+    write_dist(site, "packhorse-good", "ph_good", good("good").replace(old, new) + half)
     assert word in raised(kind, Devices(PluginManager()).open, "good?level=2")
 
 

@@ -20,6 +20,7 @@ from packhorse.device import (
     DeviceInfo,
     DeviceMixin,
     DeviceString,
+    check_device,
     parse_choice,
 )
 from packhorse.errors import (
@@ -139,7 +140,7 @@ class Devices:
             if known is not None and not known.closed:
                 return known
             try:
-                device = cast(Device, opener())
+                device = check_device(opener(), canonical)
                 found = device.name
             except PackhorseError:
                 raise

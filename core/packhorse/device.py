@@ -14,10 +14,16 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast, runtime_checkable
 
 from packhorse._device_string import AUTO, DeviceString, Hop, parse, parse_choice
-from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
+from packhorse.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DeviceClosed,
+    PluginError,
+    did_you_mean,
+)
 from packhorse.plugin.info import API, BackendInfo, DeviceInfo, OptionSpec, Status
 
 if TYPE_CHECKING:  # annotations only: naming a device needs no arrays
@@ -41,6 +47,7 @@ __all__ = [
     "OptionSpec",
     "Status",
     "best_device",
+    "check_device",
     "check_range",
     "check_size",
     "device",
@@ -245,6 +252,30 @@ class DeviceMixin:
 def _option_text(info: BackendInfo, key: str, value: Any) -> str:
     spec = info.options.get(key)
     return spec.format(value) if spec else str(value)
+
+
+_MEMBERS = tuple(name for name in vars(Device) if not name.startswith("_"))
+
+
+def check_device(found: Any, name: str) -> Device:
+    """What a backend opened under a name, if it is a Device.
+
+    Raises
+    ------
+    PluginError
+        It is none; names what is missing and what it has instead.
+    """
+    if found is None:
+        raise PluginError(f"the backend of '{name}' opened None. Its open() must return the Device")
+    for member in _MEMBERS:
+        if not hasattr(found, member):
+            close = did_you_mean(member, (m for m in dir(found) if m not in _MEMBERS))
+            raise PluginError(
+                f"the backend of '{name}' opened a {type(found).__name__}, which has no "
+                f"'{member}'{close.replace('did you mean', 'misspelt as')}. Give it what "
+                "packhorse.device.Device lists, or derive it from DeviceMixin"
+            )
+    return cast(Device, found)
 
 
 def check_size(nbytes: object) -> int:

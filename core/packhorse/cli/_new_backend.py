@@ -48,12 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the package and say what to do with it."""
     folder = create(arguments.name, Path(arguments.dir), arguments.kind)
-    print(f"wrote {folder}")
+    shown = folder if folder.is_absolute() else f"./{folder}"  # a path for pip, not a name
+    print(f"wrote {shown}")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"  {file.relative_to(folder)}")
-    print(f"\ninstall it:  pip install -e '{folder}[test]'")
+    print(f"\ninstall it:  pip install -e '{shown}[test]'")
     print(f"use it:      packhorse run MODEL --device {arguments.name}")
-    print(f"test it:     pytest {folder}")
+    print(f"test it:     pytest {shown}")
     return 0
 
 
