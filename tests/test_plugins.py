@@ -97,7 +97,7 @@ def kinds(name, priority, *found):
     source = source.replace("return HostDevice(INFO, index", "return Card(INFO, index")
     return source.replace('print("a driver that prints")', f"return [{rows}]") + (
         "\nfrom packhorse.device import DeviceMixin\nclass Card(DeviceMixin):\n"
-        "    def allocate(self, nbytes): raise NotImplementedError\n"
+        "    allocate = copy_from_host = copy_to_host = check = None\n"
         "    copy_from_host = copy_to_host = check = allocate\n"
     )
 
@@ -320,6 +320,28 @@ def test_eager_plugins_load_first_and_a_broken_one_is_logged(site, caplog):
     assert "no_such_module" in caplog.text
     assert [list(found) for _, found in manager.ask("packhorse_functions")] == [["seen"]]
     assert list(manager.failures()) == [(PLUGINS, "sick")]
+
+
+def test_a_tracer_that_fails_harms_no_device(site, caplog):
+    source = """
+        from packhorse.plugin import hookimpl
+
+        @hookimpl(wrapper=True)
+        def packhorse_backend_info(name):
+            yield
+            raise RuntimeError("the tracer's own")
+    """
+    write_dist(site, "packhorse-trace", "ph_trace", source, {PLUGINS: {"trace": "ph_trace"}})
+    write_dist(site, "packhorse-good", "ph_good", good("good"))
+    write_dist(site, "packhorse-lost", "ph_lost", "from packhorse.plugin import hookimpl")
+    manager = PluginManager(only=["trace", "good", "lost"])
+    devices = Devices(manager)
+    assert devices.open("good").name == "good:0"
+    assert devices.open("cpu").name == "cpu:0"
+    failure = manager.failures()[PLUGINS, "trace"]
+    assert "packhorse_backend_info: RuntimeError: the tracer's own" in str(failure)
+    assert "pip uninstall packhorse-trace" in failure.fix
+    assert "'lost' of packhorse-lost" in raised(PackhorseError, devices.open, "lost")
 
 
 def test_the_known_table_agrees_with_the_extras():

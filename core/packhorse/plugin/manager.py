@@ -126,10 +126,6 @@ class PluginManager:
             )
         return found[0]
 
-    def entries(self, group: str, name: str) -> list[Entry]:
-        """Every entry point of a name; more than one is a conflict that :meth:`entry` refuses."""
-        return list(self._entries.get((group, name), ()))
-
     def load(self, group: str, name: str) -> object:
         """Import and check one plugin; the same object when asked again.
 
@@ -178,12 +174,28 @@ class PluginManager:
         self._failures[key] = PluginLoadError(entry.name, entry.dist, entry.version, error)
         raise self._failures[key] from error
 
-    def hook(self, hook: str, group: str, name: str) -> Any:
-        """Caller of one plugin's hook; wrappers of eager plugins stay around it."""
+    def hook(self, hook: str, group: str, name: str) -> Callable[..., Any]:
+        """Caller of one plugin's hook, with the wrappers of eager plugins unless those fail."""
         plugin = self.load(group, name)
-        named = {id(p): p for (g, _), p in self._plugins.items() if g != PLUGINS}
-        others = [other for other in named.values() if other is not plugin]
-        return self._pluggy.subset_hook_caller(hook, others)
+        eager = {id(found): key for key, found in self._plugins.items() if key[0] == PLUGINS}
+        others = [other for other in self._pluggy.get_plugins() if other is not plugin]
+        mine = [other for other in others if id(other) not in eager]
+        wrapped = self._pluggy.subset_hook_caller(hook, mine)
+        around = [eager[id(i.plugin)] for i in wrapped.get_hookimpls() if id(i.plugin) in eager]
+        if not around:
+            return wrapped
+        alone = self._pluggy.subset_hook_caller(hook, others)
+
+        def guarded(**arguments: Any) -> Any:
+            try:
+                return wrapped(**arguments)
+            except Exception as error:
+                result = alone(**arguments)  # raises when the plugin that was asked is to blame
+                for key in around:
+                    self.complain(self.entry(*key), hook, error)
+                return result
+
+        return guarded
 
     def ask(self, hook: str, *, once: bool = False, **arguments: Any) -> list[tuple[Entry, Any]]:
         """What every plugin loaded so far gives, eager ones included, each asked by itself.
@@ -217,7 +229,9 @@ class PluginManager:
         """
         with self.lock:  # another thread that misses the same name waits until it is there
             for entry, offer in self.ask(hook, once=True):
-                for item in offer.items() if isinstance(offer, Mapping) else _listed(offer):
+                # what is neither is one item, for accept to refuse
+                listed = list(offer) if isinstance(offer, Iterable) else [offer]
+                for item in offer.items() if isinstance(offer, Mapping) else listed:
                     try:
                         accept(item)
                     except Exception as error:
@@ -376,11 +390,6 @@ class PluginManager:
         if group == BACKENDS:
             return UnknownBackend(text)
         return ModelError(text) if group == FRONTENDS else PluginError(text)
-
-
-def _listed(offer: object) -> list[Any]:
-    """The items of an iterable; one item that says what came instead, where it is none."""
-    return list(offer) if isinstance(offer, Iterable) else [offer]
 
 
 @functools.cache
