@@ -226,6 +226,21 @@ def test_the_best_device_that_works_is_taken(two, vault, tmp_path, monkeypatch):
             loaded(X, device="vault")
 
 
+def test_a_device_that_was_closed_is_opened_anew(two, vault):
+    with Executable.from_artifact(two, "cpu") as loaded:
+        for _ in range(2):
+            np.testing.assert_array_equal(loaded(X, device="vault"), Y)
+            assert loaded.compile("vault") is loaded.compile("VAULT:0")
+            ph.device("vault").close()
+
+
+def test_strings_from_outside_fill_no_memory(two):
+    with Executable.from_artifact(two, "cpu") as loaded:
+        for number in range(300):
+            assert loaded.compile(f"cpu,vault:{number}") is loaded
+        assert len(loaded._meanings) == 256
+
+
 def test_priorities_decide_and_not_the_order(site, monkeypatch, tmp_path):
     vault = vault_kit.install(site, monkeypatch, priority=50)
     node = Node("Mul", ["x", "w"], ["y"], name="times")

@@ -36,6 +36,9 @@ DeviceLike: TypeAlias = "str | Device | Choice | Placement | None"
 """A device string, a Device, ``None`` for the best that works, or several: device -> names of
 nodes, ``"auto"`` (what it has kernels for) or ``"rest"``."""
 
+_CACHED_STRINGS = 256
+"""Device strings remembered: they may come from outside."""
+
 
 class Executable:
     """Runs with fixed input shapes on one device, or on the devices of a placement. Call it like a
@@ -69,6 +72,7 @@ class Executable:
         self._devices = (device,) if placed is None else placed.devices
         self._run: Callable[[Any], list[Array]] = compiled.executor.run
         self._elsewhere: dict[str, Executable] = {}
+        self._meanings: dict[str, str] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -405,12 +409,18 @@ class Executable:
 
     def _on(self, wanted: DeviceLike) -> Executable:
         self._require_open()
+        if isinstance(wanted, str) and wanted in self._meanings:
+            known = self._elsewhere.get(self._meanings[wanted], self)
+            if known.usable:
+                return known
         if self._compiled.placement is not None or isinstance(wanted, (Mapping, Placement)):
             raise ArgumentValueError(
                 f"this executable was compiled for {self._where}, not for {wanted}. Call the "
                 "model, or compile it for that"
             )
         found = self._meant(wanted)
+        if isinstance(wanted, str) and len(self._meanings) < _CACHED_STRINGS:
+            self._meanings[wanted] = found.name
         if found.name == self.device.name:
             return self
         if self._reopen is None:
@@ -419,9 +429,10 @@ class Executable:
                 f"'{found.name}'. Load the model and compile it for that device"
             )
         with self._lock:
-            if found.name not in self._elsewhere:
-                self._elsewhere[found.name] = self._reopen(found)
-            return self._elsewhere[found.name]
+            made = self._elsewhere.get(found.name)
+            if made is None or not made.usable:  # its device was closed, and opened anew
+                made = self._elsewhere[found.name] = self._reopen(found)
+            return made
 
     def _meant(self, wanted: str | Device | None) -> Device:
         if self._artifact is None or wanted is None:
