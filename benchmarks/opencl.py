@@ -4,8 +4,9 @@
 
 Ours and pyopencl's own calls queue the same compiled kernels of one context, in turn, in one
 process. An enqueue is the CPU time of the calling thread in batches of {batch}; the queue is
-emptied between batches, outside the measured time. A run goes from arrays to arrays. ``cold``
-means empty cache directories of packhorse and of PoCL, ``warm`` those an earlier process filled.
+emptied between batches, outside the measured time. A run goes from arrays to arrays. A first
+call is the CPU time of a fresh process; ``cold`` means empty cache directories of packhorse and of
+PoCL, ``warm`` those that an earlier process filled.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def run_times(device: Any, case: Case, seconds: float) -> dict[str, Any]:
 
 
 def first_calls(case: Case, device: str, repeat: int) -> list[dict[str, Any]]:
-    """Seconds per phase of a fresh process, caches empty and filled; medians."""
+    """CPU seconds per phase of a fresh process, caches empty and filled; medians."""
     found: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as folder:
         feeds = Path(folder, "feeds.npz")
@@ -153,11 +154,10 @@ def first_calls(case: Case, device: str, repeat: int) -> list[dict[str, Any]]:
                    for name in ("PACKHORSE_CACHE_DIR", "POCL_CACHE_DIR")}  # fmt: skip
             for made in env.values():
                 Path(made).mkdir()
-            for kind, rows in found.items():
-                (lasted, _), text = process(OURS, str(case.path), str(feeds), device, env=env)
-                laps = {name.strip(): seconds for name, (seconds, _) in json.loads(text).items()}
-                rows.append({"process": lasted, **laps})
-                del kind
+            for rows in found.values():  # cold comes first and fills the caches for warm
+                (_, spent), text = process(OURS, str(case.path), str(feeds), device, env=env)
+                laps = {n: cpu for n, (_, cpu) in json.loads(text).items() if cpu is not None}
+                rows.append({"process": spent, **laps})
     return [
         {"model": case.name, "caches": kind, **{n: median(r[n] for r in rows) for n in rows[0]}}
         for kind, rows in found.items()
@@ -182,8 +182,8 @@ def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_first(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row per model and state of the caches; seconds."""
-    keys = ("process", "open the device", "compile", "generate code", "first run")
+    """One row per model and state of the caches; CPU seconds."""
+    keys = ("process", "open the device", "compile", "first run")
     lines = [[r["model"], r["caches"], *(f"{r[k]:.3f}" for k in keys)] for r in rows]
     print(table(lines, ("first call", "caches", *keys)), end="\n\n")
 
