@@ -195,7 +195,7 @@ def test_files_of_other_devices_are_read(tmp_path, suffix, kind):
     shutil.copy(LEGACY / "myadd.tvm_meta.json", tmp_path / "k.tvm_meta.json")
     module = ph.load_module(tmp_path / f"k.{suffix}")
     assert (module.kind, module.payload.format) == (kind, suffix)
-    with pytest.raises(ArgumentTypeError, match=f"lies on a device '{kind}', .*'{kind}:0'"):
+    with pytest.raises(ArgumentTypeError, match=f"no memory of a device '{kind}' .*'{kind}:0'"):
         module["myadd_kernel"](*[0] * 9)
 
 

@@ -165,7 +165,7 @@ def test_temporary_memory_that_there_is_not(lib, x):
 def test_arrays_of_the_host_reach_no_kernel(lib):
     array = X.copy()
     for name in ("once", "as_number"):
-        with pytest.raises(ArgumentTypeError, match=r"on a device 'opencl', .*'opencl:0'\)"):
+        with pytest.raises(ArgumentTypeError, match=r"of a device 'opencl' .*'opencl:0'\)"):
             lib[name](array)
     with pytest.raises(ArgumentTypeError, match="no argument lies on one"):
         lib["workspace"](array, 4, 0, 64, 0)

@@ -258,10 +258,13 @@ class _Lazy:
 
     def __init__(self, place: str) -> None:
         self._place = place
+        self._found: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        module, _, name = self._place.partition(":")
-        return getattr(importlib.import_module(module), name)(*args)
+        if self._found is None:
+            module, _, name = self._place.partition(":")
+            self._found = getattr(importlib.import_module(module), name)
+        return self._found(*args)
 
 
 _CONTRIB = "packhorse.function_contrib"

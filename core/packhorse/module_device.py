@@ -182,33 +182,45 @@ class _Launch(PackedFunction):
         kernel.launch(values, *sizes)
 
     def _values(self, args: Sequence[Any]) -> tuple[Device, list[Any]]:
-        """The arguments with memory in the place of tensors and handles, and its device."""
-        device, values = active_device(), list[Any]()
-        if any(isinstance(arg, Tensor) for arg in args):
-            device = None
-        for i, (kind, arg) in enumerate(zip(self._info.arg_types, args, strict=True)):
-            what = f"argument {i} of kernel '{self.name}'"
-            if kind != "handle":
-                if not isinstance(arg, int | float):
-                    raise ArgumentTypeError(f"{what} must be {kind}, found {type(arg).__name__}")
-                values.append(arg)
-            elif isinstance(arg, Tensor) and arg.device.dlpack_device[0] != HOST:
-                block = arg.__packed_block__("ffi")[1]
-                device = require_same(device, block.device, what)
-                values.append(block.memory)
-            elif isinstance(arg, int) and device is not None:
-                values.append(memory_at(arg, what))
-            else:
-                raise self._elsewhere(what)
-        if device is None:
-            raise self._elsewhere(f"no argument of kernel '{self.name}'")
+        """The arguments with memory in the place of handles, and its device."""
+        device = active_device()
+        if device is None or Tensor in map(type, args):
+            return self._tensors(args)
+        values: list[Any] = []
+        for kind, arg in zip(self._info.arg_types, args, strict=True):
+            found = arg if kind != "handle" else memory_at(arg)
+            if found is None or (kind != "handle" and not isinstance(arg, int | float)):
+                raise self._refused(len(values), arg, device)
+            values.append(found)
         return device, values
 
-    def _elsewhere(self, what: str) -> ArgumentTypeError:
-        kind = self._programs.kind
+    def _tensors(self, args: Sequence[Any]) -> tuple[Device, list[Any]]:
+        """The same with memory in the place of tensors, for calls from Python."""
+        device, values = None, list[Any]()
+        for i, (kind, arg) in enumerate(zip(self._info.arg_types, args, strict=True)):
+            if kind != "handle" and isinstance(arg, int | float):
+                values.append(arg)
+            elif kind == "handle" and type(arg) is Tensor and arg.device.dlpack_device[0] != HOST:
+                block = arg.__packed_block__("ffi")[1]
+                what = f"argument {i} of kernel '{self.name}'"
+                device = require_same(device, block.device, what)
+                values.append(block.memory)
+            else:
+                raise self._refused(i, arg, None)
+        if device is None:
+            raise self._refused(0, None, None)
+        return device, values
+
+    def _refused(self, i: int, arg: Any, device: Device | None) -> ArgumentTypeError:
+        kind, what = self._info.arg_types[i : i + 1], f"argument {i} of kernel '{self.name}'"
+        if kind and kind[0] != "handle":
+            return ArgumentTypeError(f"{what} must be {kind[0]}, found {type(arg).__name__}")
+        name = device.name if device else f"{self._programs.kind}:0"
+        at = f" (address {arg:#x})" if isinstance(arg, int) else ""
+        wanted = f"'{name}' that was passed to this call" if device else f"a device '{name[:-2]}'"
         return ArgumentTypeError(
-            f"{what} lies on a device '{kind}', which the kernel runs on; copy arrays there with "
-            f"packhorse.tensor(array, device='{kind}:0')"
+            f"{what} is no memory of {wanted}{at}; copy arrays of the host there with "
+            f"packhorse.tensor(array, device='{name}')"
         )
 
 

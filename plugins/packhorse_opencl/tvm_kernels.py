@@ -172,15 +172,28 @@ def _split(code: bytes) -> dict[str, str]:
 class TvmKernel(PackedFunction):
     """One kernel. The host code that calls it is compiled; it launches through :meth:`launch`."""
 
-    __slots__ = ("_device", "_info", "_kernel", "_lock", "_most", "_source", "_types")
+    __slots__ = (
+        *("_device", "_floats", "_info", "_kernel", "_last", "_lock", "_most", "_source"),
+        "_types",
+    )
 
     def __init__(self, device: OpenClDevice, source: _Source, info: FunctionInfo) -> None:
-        super().__init__(self.launch, info.name)
+        super().__init__(TvmKernel, info.name)  # not a method of self: a cycle delays freeing
         self._device, self._source, self._info = device, source, info
         self._types = [_scalar_type(info.name, name) for name in info.arg_types]
+        self._floats = any(kind is not None and kind.kind == "f" for kind in self._types)
         self._lock = threading.Lock()  # from the first argument set to the kernel queued
         self._kernel: Any = None
+        self._last: list[Any] = []  # what it is set to
         self._most = 0
+
+    def __call__(self, *args: Any) -> None:
+        """Not offered: calls come from the host code of a library, or through a
+        :class:`packhorse.module_device.DeviceModule`."""
+        raise ArgumentTypeError(
+            f"kernel '{self.name}' is called by the code of its library; call the function of the "
+            "library, or load the kernels with packhorse.load_module"
+        )
 
     def launch(
         self, args: Sequence[Any], grid: Sequence[int], block: Sequence[int], shared: int
@@ -203,24 +216,39 @@ class TvmKernel(PackedFunction):
                 f"kernel '{self.name}' wants {shared} bytes of local memory at launch, which "
                 "OpenCL text of TVM has no argument for; compile the model again"
             )
-        if not all((*grid, *block)):
+        total = [g * b for g, b in zip(grid, block, strict=True)]
+        if not all(total):
             return  # an empty loop
-        values = [
-            self._buffer(i, arg) if kind is None else self._number(i, arg, kind)
+        given = [
+            arg if kind is not None else self._buffer(i, arg)
             for i, (arg, kind) in enumerate(zip(args, self._types, strict=True))
         ]
-        total = [g * b for g, b in zip(grid, block, strict=True)]
-        dims = max(i + 1 if total[i] > 1 else 1 for i in range(3))
+        dims = 3 if total[2] > 1 else 2 if total[1] > 1 else 1
         with self._lock:
             kernel = self._kernel or self._make()
             self._check_group(block)
+            enqueue = partial(
+                cl.enqueue_nd_range_kernel, device.queue, kernel, total[:dims], block[:dims]
+            )
             try:
-                kernel.set_args(*values)
-                cl.enqueue_nd_range_kernel(device.queue, kernel, total[:dims], block[:dims])
+                self._set(kernel, given)
+                enqueue()
             except (cl.Error, MemoryError) as error:
-                enqueue = partial(cl.enqueue_nd_range_kernel, device.queue, kernel)
-                again = partial(enqueue, total[:dims], block[:dims])
-                device.rescue(error, f"run kernel '{self.name}'", again)
+                device.rescue(error, f"run kernel '{self.name}'", enqueue)
+
+    def _set(self, kernel: Any, given: list[Any]) -> None:
+        """Set the arguments, which takes longer than all else, unless they are set already: a
+        graph calls its kernels with the same ones in every run."""
+        if not self._floats and len(self._last) == len(given):  # 0.0 and -0.0 are equal
+            for known, arg, kind in zip(self._last, given, self._types, strict=True):
+                if known is not arg and (kind is None or known != arg):
+                    break
+            else:
+                return
+        self._last = []
+        numbers = enumerate(zip(given, self._types, strict=True))
+        kernel.set_args(*(a if k is None else self._number(i, a, k) for i, (a, k) in numbers))
+        self._last = given
 
     def _make(self) -> Any:
         device, kernel = self._device, self._source.kernel(self.name)

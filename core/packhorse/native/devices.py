@@ -94,22 +94,11 @@ def active_device() -> Device | None:
     return _current.device
 
 
-def memory_at(handle: int, what: str) -> Memory:
-    """The memory of the call in progress that compiled code names by a handle.
-
-    Raises
-    ------
-    ArgumentTypeError
-        The handle is of something else, such as an array on the host.
-    """
-    found = _current.blocks.get(handle) or _current.workspaces.get(handle)
-    if found is None:
-        name = _current.device.name if _current.device else "a device"
-        raise ArgumentTypeError(
-            f"{what} is no memory of '{name}' that was passed to this call (address {handle:#x}); "
-            f"copy arrays of the host there with packhorse.tensor(array, device='{name}')"
-        )
-    return found
+def memory_at(handle: Any) -> Memory | None:
+    """The memory of the call in progress that compiled code names by a handle; None if the handle
+    is of something else, such as an array on the host."""
+    now = _current
+    return now.blocks.get(handle) or now.workspaces.get(handle)
 
 
 def require_same(known: Device | None, found: Device, what: str) -> Device:
@@ -152,20 +141,21 @@ def set_device(device_type: int, device_id: int) -> None:
 
 
 def _expect(device_type: int, device_id: int) -> Device:
-    device, word = _current.device, device_word(device_type)
+    device = _current.device
+    if device is not None and device.dlpack_device == (device_type, device_id):
+        return device
+    word = device_word(device_type)
     if device is None:
         raise ArgumentTypeError(
             f"this function runs kernels on a device '{word}' (device type {device_type}), and no "
             "argument lies on one; copy the arrays there with "
             f"packhorse.tensor(array, device='{word}:{device_id}')"
         )
-    if device.dlpack_device != (device_type, device_id):
-        raise ArgumentTypeError(
-            f"this function runs kernels on '{word}:{device_id}' (device type {device_type}), but "
-            f"its tensors lie on '{device.name}'; copy them with packhorse.tensor(t.numpy(), "
-            f"device='{word}:{device_id}')"
-        )
-    return device
+    raise ArgumentTypeError(
+        f"this function runs kernels on '{word}:{device_id}' (device type {device_type}), but its "
+        f"tensors lie on '{device.name}'; copy them with packhorse.tensor(t.numpy(), "
+        f"device='{word}:{device_id}')"
+    )
 
 
 # ---------------------------------------------------------------- called by C
