@@ -34,6 +34,17 @@ static std::barrier<>* ph_barrier;
 #define __shared__ static
 #define __threadfence()
 #define __syncthreads() ph_barrier->arrive_and_wait()
+template <class T> struct alignas(4 * sizeof(T)) ph_four { T x, y, z, w; };
+template <class T> struct alignas(2 * sizeof(T)) ph_two { T x, y; };
+#define PH_VECTORS(T, N) \
+  using N##2 = ph_two<T>; \
+  using N##4 = ph_four<T>; \
+  static N##2 make_##N##2(T a, T b) { return {a, b}; } \
+  static N##4 make_##N##4(T a, T b, T c, T d) { return {a, b, c, d}; }
+PH_VECTORS(signed char, char) PH_VECTORS(unsigned char, uchar) PH_VECTORS(short, short)
+PH_VECTORS(unsigned short, ushort) PH_VECTORS(int, int) PH_VECTORS(unsigned, uint)
+PH_VECTORS(float, float) PH_VECTORS(double, double) PH_VECTORS(long long, longlong)
+PH_VECTORS(unsigned long long, ulonglong)
 static float __uint_as_float(unsigned u) { float f; std::memcpy(&f, &u, 4); return f; }
 static unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
 static long long __double_as_longlong(double d) { long long u; std::memcpy(&u, &d, 8); return u; }
@@ -68,7 +79,8 @@ def library(kernel: Kernel, plan: GpuSchedule, folder: Path) -> ctypes.CDLL:
     source, result = folder / "k.cpp", folder / "k.so"
     main = MAIN.format(name=c_name("test"), arguments=arguments)
     source.write_text(PRELUDE + text + main)
-    command = [str(compiler()), "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread"]
+    command = [str(compiler()), "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread",
+               "-fno-strict-aliasing"]  # fmt: skip
     subprocess.run([*command, "-o", str(result), str(source)], check=True)
     return ctypes.CDLL(str(result))
 

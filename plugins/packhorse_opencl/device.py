@@ -340,4 +340,6 @@ def _target(handle: Any, most: int | None) -> GpuTarget:
         max_group=min(limit, most or limit),
         local_bytes=int(handle.local_mem_size),
         float64=bool(handle.double_fp_config),
+        # a CPU's driver makes vectors of neighbouring work-items
+        lanes=1 if handle.type & opencl().device_type.CPU else 4,
     )

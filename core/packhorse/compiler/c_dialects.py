@@ -8,7 +8,7 @@ are written with integer operations, so no dialect needs an extension or a heade
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from packhorse.errors import CompileError
 
@@ -61,6 +61,14 @@ class Dialect:
         A line that switches float64 on.
     position : str
         Parameters after the buffers, for languages that tell a work-item by them where it is.
+    vectors : mapping of dtype to str
+        Names of vector types without their number of elements; a dtype that is missing is read
+        and written element by element.
+    vector : str
+        A vector of ``{type}`` from ``{values}``; its elements are ``.x .y .z .w``.
+    vector_at, shared_vector_at : str
+        The vector of ``{const}{type}`` that lies at ``{address}``, in device memory and in memory
+        shared by a work-group.
     """
 
     name: str
@@ -80,6 +88,10 @@ class Dialect:
     float_suffix: str = ""
     float64: str = ""
     position: str = ""
+    vectors: Mapping[str, str] = field(default_factory=dict)
+    vector: str = ""
+    vector_at: str = ""
+    shared_vector_at: str = ""
 
 
 _OPENCL = Dialect(
@@ -89,7 +101,7 @@ _OPENCL = Dialect(
     kernel="__kernel __attribute__((reqd_work_group_size({group}, 1, 1)))\nvoid",
     helper="static",
     pointer="__global {const}{type}* {restrict}{name}",
-    shared="__local",
+    shared="__local __attribute__((aligned(16)))",
     global_id="get_global_id(0)",
     local_id="get_local_id(0)",
     group_id="get_group_id(0)",
@@ -103,6 +115,10 @@ _OPENCL = Dialect(
         "float64": "as_double({0})",
     },
     float64="#pragma OPENCL EXTENSION cl_khr_fp64 : enable",
+    vectors={name: kind for name, kind in _OPENCL_TYPES.items() if name != "bool"},
+    vector="({type})({values})",
+    vector_at="*(__global {const}{type}*)({address})",
+    shared_vector_at="*(__local {const}{type}*)({address})",
 )
 
 _CUDA = Dialect(
@@ -112,7 +128,7 @@ _CUDA = Dialect(
     kernel='extern "C" __global__ void __launch_bounds__({group})\n',
     helper="static __device__ __forceinline__",
     pointer="{const}{type}* {restrict}{name}",
-    shared="__shared__",
+    shared="__shared__ __attribute__((aligned(16)))",
     global_id="((long long)blockIdx.x * blockDim.x + threadIdx.x)",
     local_id="threadIdx.x",
     group_id="blockIdx.x",
@@ -126,6 +142,10 @@ _CUDA = Dialect(
         "float64": "__longlong_as_double((long long){0})",
     },
     float_suffix="f",
+    vectors={**_OPENCL.vectors, "int64": "longlong", "uint64": "ulonglong"},
+    vector="make_{type}({values})",
+    vector_at="*({const}{type}*)({address})",
+    shared_vector_at="*({const}{type}*)({address})",
 )
 
 _HIP_HEADER = """#define restrict __restrict__

@@ -1,47 +1,26 @@
 """From a kernel and its schedule to the text of one GPU function.
 
-The same lowering serves every dialect of the C family. A value is computed where it is first
-needed; a reduction in a loop of its own, by one work-item or by all of a group.
+The same lowering serves every dialect of the C family. This module knows where work-items are and
+what they share; ``lower_gpu_values`` writes the values they compute.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from packhorse.compiler.access import Access, View
 from packhorse.compiler.c_dialects import Dialect, dialect
-from packhorse.compiler.c_text import CBuilder, emit_c
-from packhorse.compiler.c_text_ops import (
-    Helpers,
-    bitcast_text,
-    call_text,
-    cast_text,
-    combine_text,
-    from_memory,
-    literal,
-    neutral,
-    to_memory,
-)
+from packhorse.compiler.c_text import emit_c
+from packhorse.compiler.c_text_ops import Helpers, combine_text
+from packhorse.compiler.gpu_lanes import lanes
 from packhorse.compiler.gpu_schedule import GpuSchedule
+from packhorse.compiler.lower_gpu_values import Values, nodes
 from packhorse.errors import CompileError
-from packhorse.kernel.expr import (
-    Affine,
-    Axis,
-    Call,
-    Const,
-    Expr,
-    Index,
-    Load,
-    Reduce,
-    reduces,
-    walk,
-)
-from packhorse.kernel.kernel import Kernel, Store
+from packhorse.kernel.expr import Reduce, reduces
+from packhorse.kernel.kernel import Kernel
 
 __all__ = ["GpuLowering", "c_name", "gpu_program", "nodes"]
-
-_INT = 1 << 31
 
 
 def gpu_program(
@@ -78,13 +57,14 @@ def c_name(symbol: str) -> str:
     return f"k_{symbol}"
 
 
-def nodes(kernel: Kernel) -> list[Expr]:
-    """Every expression node of a kernel, children before parents."""
-    return list(dict.fromkeys(n for s in kernel.stores for n in walk(s.value)))
+class GpuLowering(Values):
+    """Writes one kernel.
 
-
-class GpuLowering:
-    """Writes one kernel."""
+    Attributes
+    ----------
+    shared : dict of str to (str, int)
+        Arrays of local memory: C name -> C type, elements.
+    """
 
     def __init__(self, kernel: Kernel, plan: GpuSchedule, helpers: Helpers) -> None:
         names = [n for n, _ in kernel.axes if n not in kernel.sequential]
@@ -93,16 +73,9 @@ class GpuLowering:
                 f"the schedule of kernel '{kernel.name}' orders the axes {list(plan.order)}, the "
                 f"kernel has {names} (without sequential ones). Name each exactly once"
             )
-        self.kernel, self.plan, self.helpers = kernel, plan, helpers
-        self.dialect: Dialect = helpers.dialect
-        self.view, self.extents = View(kernel), kernel.extents
-        self.buffers = {name: f"p{i}" for i, name in enumerate(kernel.arguments)}
-        self.axes: dict[str, str] = {}
-        """C names of the axes in scope."""
-        self.b = CBuilder(self.dialect, helpers)
-        self.index = "int64" if self._far() else "int32"
+        super().__init__(kernel, helpers, plan.group)
+        self.plan = plan
         self.shared: dict[str, tuple[str, int]] = {}
-        """Arrays of local memory: C name -> C type, elements."""
 
     def emit(self, symbol: str) -> str:
         """The whole function."""
@@ -135,267 +108,164 @@ class GpuLowering:
             name=self.buffers[name],
         )
 
-    def _far(self) -> bool:
-        """Whether an address or a count of work-items may not fit 32 bits."""
-        found = [self.view.store(s) for s in self.kernel.stores]
-        inside = nodes(self.kernel)
-        found += [self.view.load(n) for n in inside if isinstance(n, Load)]
-        sizes = [b.size for b in self.kernel.buffers.values()]
-        counts = [math.prod(e for _, e in self.kernel.axes) * self.plan.group]
-        reach = [self._reach(a.linear) for a in found]
-        reach += [self._reach(n.affine) for n in inside if isinstance(n, Index)]
-        reach += [self._reach(i) * max(d.step, d.block_step) for a in found for i, d in a.blocked]
-        return max([*sizes, *counts, *reach], default=0) >= _INT
-
-    def _reach(self, value: Affine) -> int:
-        return abs(value.const) + sum(abs(c) * self.extents[n] for n, c in value.terms)
-
-    # -- where work-items are ---------------------------------------------------------------------
+    # -- a work-item per point, or per few neighbours ----------------------------------------------
 
     def _points(self) -> None:
-        total = math.prod(self.extents[n] for n in self.plan.order)
-        where = self.b.let(self.index, self._cast(self.dialect.global_id))
-        with self.b.block(f"if ({where} < {self._number(total)})"):
-            self._decode(where, self.plan.order)
-            self._stores()
+        order, count = self.plan.order, self.plan.lanes
+        total = math.prod(self.extents[n] for n in order)
+        where = self.b.let(self.index, self.cast(self.dialect.global_id))
+        if count > 1:
+            where = self.b.let(self.index, f"{where} * {self.number(count)}")
+        last = self.extents[order[-1]] if order else 1
+        if last % count and len(order) > 1:
+            raise CompileError(
+                f"kernel '{self.kernel.name}': the schedule gives {count} neighbours to a "
+                f"work-item, but axis '{order[-1]}' has {last} points. Use lanes=1"
+            )
+        end = self.number(total - total % count)
+        with self.b.block(f"if ({where} < {end})"), self._wide(order, count):
+            self.decode(where, order)
+            self.stores()
+        if total % count:
+            kind, one = self.helpers.ctype(self.index), self.b.fresh("i")
+            head = f"for ({kind} {one} = {where}; {one} < {self.number(total)}; ++{one})"
+            with self.b.block(f"if ({where} >= {end})"), self.b.block(head):
+                self.decode(one, order)
+                self.stores()
+
+    @contextmanager
+    def _wide(self, names: Sequence[str], count: int) -> Iterator[None]:
+        if count == 1 or not names:
+            yield
+            return
+        with self.wide(names[-1], count):
+            yield
+
+    # -- a few rows per group: their reductions are shared -----------------------------------------
 
     def _rows(self) -> None:
-        row = self.b.let(self.index, self._cast(self.dialect.group_id))
-        self._decode(row, self.plan.rows)
-        bound = set(self.plan.rows)
+        names = self.plan.rows
         for store in self.kernel.stores:
             for node in reduces(store.value):
-                if not self.view.free(node) <= bound:
+                if not self.view.free(node) <= set(names):
                     raise CompileError(
-                        f"kernel '{self.kernel.name}': the schedule gives a row to a work-group, "
-                        "but a reduction differs within the row"
+                        f"kernel '{self.kernel.name}': the schedule gives a row to "
+                        f"{self.plan.share} work-items, but a reduction differs within the row"
                     )
-                self._value_of(node, self._team)
-        inner = [n for n in self.plan.order if n not in bound]
-        self._shared_loop(inner)
+        group = self.b.let(self.index, self.cast(self.dialect.group_id))
+        self._row(names, group, [n for n in self.plan.order if n not in names])
 
     def _steps(self) -> None:
-        self._sequence(list(self.kernel.sequential))
+        """Groups that know nothing of each other; each goes through the steps of its part."""
+        group = self.b.let(self.index, self.cast(self.dialect.group_id))
+        self.decode(group, self.plan.rows)
+        names = [n for n in self.plan.order if n not in self.plan.rows]
+        self._sequence(list(self.kernel.sequential), names)
 
-    def _sequence(self, names: list[str]) -> None:
-        if not names:
-            self._shared_loop(self.plan.order)
-            self.b.line(self.dialect.global_barrier)
+    def _sequence(self, sequential: Sequence[str], names: Sequence[str]) -> None:
+        if sequential:
+            with self.loop((sequential[0], self.extents[sequential[0]])):
+                self._sequence(sequential[1:], names)
             return
-        with self._loop((names[0], self.extents[names[0]])):
-            self._sequence(names[1:])
+        count, kind = math.prod(self.extents[n] for n in names), self.helpers.ctype(self.index)
+        turn, turns = self.b.fresh("n"), -(-count // self.plan.many)
+        with self.b.block(f"for ({kind} {turn} = 0; {turn} < {turns}; ++{turn})"):
+            self._row(names, turn, ())
+        self.b.line(self.dialect.global_barrier)
 
-    def _shared_loop(self, names: Sequence[str]) -> None:
-        """The points of some axes, dealt out to the work-items of a group."""
+    def _row(self, names: Sequence[str], turn: str, inner: Sequence[str]) -> None:
+        """Each work-item's part of its row: sums shared by all of the row, then its points."""
+        count, many = math.prod(self.extents[n] for n in names), self.plan.many
+        mine, member = self._member()
+        row, live = turn, ""
+        if many > 1:
+            row = self.b.let(self.index, f"{turn} * {many} + {mine}")
+        if count % many:  # all of a group meet at the barriers: those beyond repeat the last row
+            live = f"{row} < {self.number(count)}"
+            row = self.b.let(self.index, f"{live} ? {row} : {self.number(count - 1)}")
+        self.decode(row, names)
+        if self.plan.share > 1:
+            for store in self.kernel.stores:
+                for node in reduces(store.value):
+                    self.value_of(node, self._team)
+        with self.b.block(f"if ({live})" if live else ""):
+            self._part(inner, member)
+
+    def _member(self) -> tuple[str, str]:
+        """Which of the group's rows a work-item belongs to, and its number there."""
+        many, share = self.plan.many, self.plan.share
+        me = self.b.let(self.index, self.cast(self.dialect.local_id))
+        if many == 1:
+            return "0", me
+        if self.plan.across:
+            member, mine = self.divided(me, many)
+        else:
+            mine, member = self.divided(me, share)
+        return mine, member
+
+    def _part(self, names: Sequence[str], member: str) -> None:
+        """The points of some axes, dealt out to the work-items of a row."""
         total = math.prod(self.extents[n] for n in names)
-        with self.b.block(self._stride_loop(total, where := self.b.fresh("w"))):
-            self._decode(where, names)
-            self._stores()
+        count = 1
+        if names and not self.plan.across:
+            values = [s.value for s in self.kernel.stores]
+            count = min(self.plan.lanes, lanes(self.view, values, self.kernel.stores, names[-1]))
+        with self._deal(total, member, count) as where, self._wide(names, count):
+            self.decode(where, names)
+            self.stores()
 
-    def _stride_loop(self, total: int, name: str) -> str:
-        kind = self.helpers.ctype(self.index)
-        start = self._cast(self.dialect.local_id)
-        return (
-            f"for ({kind} {name} = {start}; {name} < {self._number(total)}; "
-            f"{name} += {self.plan.group})"
-        )
+    @contextmanager
+    def _deal(self, total: int, member: str, count: int) -> Iterator[str]:
+        """A loop over what a work-item gets of so many things, ``count`` neighbours at a time."""
+        where, kind = self.b.fresh("w"), self.helpers.ctype(self.index)
+        first = member if count == 1 else f"{member} * {count}"
+        step = self.plan.share * count
+        head = f"for ({kind} {where} = {first}; {where} < {self.number(total)}; {where} += {step})"
+        with self.b.block(head):
+            yield where
 
-    def _decode(self, where: str, names: Sequence[str]) -> None:
-        """Positions along axes from their running number; the last one runs fastest."""
-        left = where
-        for position, name in reversed(list(enumerate(names))):
-            extent = self.extents[name]
-            outermost = all(self.extents[n] == 1 for n in names[:position])
-            text = "0" if extent == 1 else left if outermost else f"{left} % {self._number(extent)}"
-            self.axes[name] = self.b.let(self.index, text)
-            if not outermost and extent > 1:
-                left = self.b.let(self.index, f"{left} / {self._number(extent)}")
+    def _team(self, node: Reduce, lane: int = 0) -> str:
+        """A reduction by all work-items of a row: parts, then a tree in local memory."""
+        for inner in reduces(node.body):  # they do not depend on the axes of this one
+            self.value_of(inner, self._team)
+        names = [name for name, _ in node.axes]
+        total, count = self.accumulator(node), 1
+        if names and not self.plan.across:
+            count = min(self.plan.lanes, lanes(self.view, [node.body], (), names[-1]))
+        member = self._member()[1]
+        terms = math.prod(e for _, e in node.axes)
+        deal = self._deal(terms, member, count)
+        with self.known_axes({}), deal as where, self._wide(names, count):
+            self.decode(where, names)
+            for i in range(count):
+                self.add(node, total, self.value(node.body, i))
+        return self._tree(node, total)
 
-    def _loop(self, axis: Axis) -> _Loop:
-        return _Loop(self, axis)
-
-    def _cast(self, text: str) -> str:
-        return f"({self.helpers.ctype(self.index)}){text}"
-
-    def _number(self, value: int) -> str:
-        return literal(value, self.index, self.dialect)
-
-    # -- stores -----------------------------------------------------------------------------------
-
-    def _stores(self) -> None:
-        """All values first, then all stores: what a point reads is not what it writes."""
-        pending: list[tuple[Store, str, str]] = []
-        for store in self.kernel.stores:
-            dtype = self.kernel.buffers[store.buffer].dtype
-            value = cast_text(self.value(store.value), store.value.dtype, dtype, self.helpers)
-            pending.append((store, self._address(self.view.store(store)), value))
-        for store, where, value in pending:
-            dtype = self.kernel.buffers[store.buffer].dtype
-            text = to_memory(value, dtype, self.helpers)
-            statement = f"{self.buffers[store.buffer]}[{where}] = {text};"
-            idle = self._idle(store)
-            self.b.line(f"if ({idle}) {statement}" if idle else statement)
-
-    def _idle(self, store: Store) -> str:
-        """A condition that lets one of the points through that would store the same."""
-        used = self.view.store(store).axes | self.view.free(store.value)
-        names = [n for n in self.plan.order if n not in used and self.extents[n] > 1]
-        return " && ".join(f"{self.axes[n]} == 0" for n in names)
-
-    # -- addresses --------------------------------------------------------------------------------
-
-    def affine(self, value: Affine) -> str:
-        """An affine function of the axes in scope, as an index."""
-        parts = [
-            self.axes[n] if c == 1 else f"{self.axes[n]} * {self._number(c)}"
-            for n, c in value.terms
-        ]
-        if value.const or not parts:
-            parts.append(self._number(value.const))
-        return " + ".join(parts)
-
-    def _address(self, access: Access) -> str:
-        parts = [self.affine(access.linear)]
-        for index, dim in access.blocked:
-            i, block = self.b.let(self.index, self.affine(index)), self._number(dim.block)
-            parts.append(
-                f"({i} / {block}) * {self._number(dim.block_step)} + "
-                f"({i} % {block}) * {self._number(dim.step)}"
-            )
-        for expr, dim in access.indirect:
-            i = self.value(expr)
-            step, block, jump = (
-                literal(n, "int64", self.dialect) for n in (dim.step, dim.block, dim.block_step)
-            )
-            text = f"({i} / {block}) * {jump} + ({i} % {block}) * {step}"
-            parts.append(self._cast(f"({text if dim.block else f'{i} * {step}'})"))
-        return self.b.let(self.index, " + ".join(parts))
-
-    # -- values -----------------------------------------------------------------------------------
-
-    def value(self, expr: Expr) -> str:
-        """The C name (or literal) of an expression's value at the point in scope."""
-        return self._value_of(expr, self._alone)
-
-    def _value_of(self, expr: Expr, reduce: Callable[[Reduce], str]) -> str:
-        known = self.b.known(expr)
-        if known is not None:
-            return known
-        if isinstance(expr, Const):
-            return literal(expr.value, expr.dtype, self.dialect)
-        if isinstance(expr, Index):
-            long = self.helpers.ctype("int64")
-            text = self.b.let("int64", f"({long})({self.affine(expr.affine)})")
-        elif isinstance(expr, Load):
-            text = self._load(expr)
-        elif isinstance(expr, Reduce):
-            text = reduce(expr)
-        elif isinstance(expr, Call):
-            text = self._call(expr)
-        else:
-            raise CompileError(f"not an expression node: {expr!r}")
-        self.b.remember(expr, text)
-        return text
-
-    def _call(self, expr: Call) -> str:
-        args = [self.value(a) for a in expr.args]
-        if expr.op == "cast":
-            text = cast_text(args[0], expr.args[0].dtype, expr.dtype, self.helpers)
-        elif expr.op == "bitcast":
-            text = bitcast_text(args[0], expr.args[0].dtype, expr.dtype, self.helpers)
-        else:
-            kinds = [a.dtype for a in expr.args]
-            text = call_text(expr.op, expr.dtype, kinds, args, self.helpers)
-        return self.b.let(expr.dtype, text)
-
-    def _load(self, expr: Load) -> str:
-        guard = None if expr.when is None else self.value(expr.when)
-        dtype = self.kernel.buffers[expr.buffer].dtype
-        where = self._address(self.view.load(expr))
-        text = from_memory(f"{self.buffers[expr.buffer]}[{where}]", dtype, self.helpers)
-        text = cast_text(text, dtype, expr.dtype, self.helpers)
-        if guard is not None:
-            text = f"{guard} ? {text} : {literal(0, expr.dtype, self.dialect)}"
-        return self.b.let(expr.dtype, text)
-
-    # -- reductions -------------------------------------------------------------------------------
-
-    def _alone(self, node: Reduce) -> str:
-        """A reduction by one work-item."""
-        self._before(node)
-        total = self._accumulator(node)
-        loops = [_Loop(self, axis) for axis in node.axes]
-        for loop in loops:
-            loop.__enter__()
-        self._add(node, total, self.value(node.body))
-        for loop in reversed(loops):
-            loop.__exit__()
-        return total
-
-    def _team(self, node: Reduce) -> str:
-        """A reduction by all work-items of a group: parts, then a tree in local memory."""
-        self._before(node)
-        total, group = self._accumulator(node), self.plan.group
-        count = math.prod(extent for _, extent in node.axes)
-        with self.b.block(self._stride_loop(count, where := self.b.fresh("w"))):
-            self._decode(where, [name for name, _ in node.axes])
-            self._add(node, total, self.value(node.body))
-        if group == 1:
-            return total
-        me = f"(int){self.dialect.local_id}"
+    def _tree(self, node: Reduce, total: str) -> str:
+        """One value of those that the work-items of a row hold."""
+        mine, member = self._member()
         kind = self.helpers.ctype("uint8" if node.dtype == "bool" else node.dtype)
-        part = self._scratch(kind, group)
+        part, me = self._scratch(kind), self.b.let(self.index, self.cast(self.dialect.local_id))
+        gap = self.plan.many if self.plan.across else 1
         self.b.line(f"{part}[{me}] = {total};")
         self.b.line(self.dialect.local_barrier)
-        with self.b.block(f"for (int n = {group // 2}; n > 0; n = n / 2)"):
-            mine, other = f"{part}[{me}]", f"{part}[{me} + n]"
-            text = combine_text(node.combine, node.dtype, mine, other, self.helpers)
-            self.b.line(f"if ({me} < n) {mine} = {text};")
+        half = self.plan.share // 2
+        with self.b.block(f"for (int n = {half}; n > 0; n = n >> 1)"):
+            other = f"{part}[{me} + n * {gap}]" if gap > 1 else f"{part}[{me} + n]"
+            text = combine_text(node.combine, node.dtype, f"{part}[{me}]", other, self.helpers)
+            self.b.line(f"if ({member} < n) {part}[{me}] = {text};")
             self.b.line(self.dialect.local_barrier)
+        first = mine if self.plan.across else f"{mine} * {self.plan.share}"
         result = self.b.fresh()
-        self.b.line(f"const {self.helpers.ctype(node.dtype)} {result} = {part}[0];")
+        self.b.line(f"const {self.helpers.ctype(node.dtype)} {result} = {part}[{first}];")
         self.b.line(self.dialect.local_barrier)  # before the next reduction writes there
         return result
 
-    def _scratch(self, kind: str, size: int) -> str:
+    def _scratch(self, kind: str) -> str:
         """Local memory for partial results of a type: each reduction uses the same."""
-        name = next((n for n, known in self.shared.items() if known == (kind, size)), "")
+        wanted = (kind, self.plan.group)
+        name = next((n for n, known in self.shared.items() if known == wanted), "")
         if not name:
             name = f"s{len(self.shared)}"
-            self.shared[name] = (kind, size)
+            self.shared[name] = wanted
         return name
-
-    def _before(self, node: Reduce) -> None:
-        """Reductions that a reduction uses: they do not depend on its axes."""
-        for inner in reduces(node.body):
-            self.value(inner)
-
-    def _accumulator(self, node: Reduce) -> str:
-        name = self.b.fresh("a")
-        start = neutral(node.combine, node.dtype, self.dialect)
-        self.b.line(f"{self.helpers.ctype(node.dtype)} {name} = {start};")
-        return name
-
-    def _add(self, node: Reduce, total: str, value: str) -> None:
-        text = combine_text(node.combine, node.dtype, total, value, self.helpers)
-        self.b.line(f"{total} = {text};")
-
-
-class _Loop:
-    """``for`` over an axis, a scope; the axis is known within."""
-
-    def __init__(self, low: GpuLowering, axis: Axis) -> None:
-        self.low, self.axis = low, axis
-
-    def __enter__(self) -> None:
-        low, (name, extent) = self.low, self.axis
-        self._place = low.b.fresh("i")
-        kind = low.helpers.ctype(low.index)
-        head = f"for ({kind} {self._place} = 0; {self._place} < {low._number(extent)}; "
-        self._block = low.b.block(f"{head}++{self._place})")
-        self._block.__enter__()
-        low.axes[name] = self._place
-
-    def __exit__(self, *_: object) -> None:
-        self._block.__exit__(None, None, None)
-        del self.low.axes[self.axis[0]]
