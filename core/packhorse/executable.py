@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from packhorse.compiler.placement import Choice, Placement
-from packhorse.compiler.result import Compiled, NodeReport, Report
+from packhorse.compiler.result import Compiled, Report
 from packhorse.device import Device, device
 from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
-    ArtifactError,
     CompileError,
     DeviceClosed,
 )
@@ -99,13 +98,9 @@ class Executable:
         """
         from packhorse.executable_artifact import open_artifact
 
-        where, compiled = open_artifact(artifact, on)
-        program = compiled.program
-        assert program is not None, "artifacts hold programs"
-        entries = [program.entries[i] for i in program.inputs]
-        inputs = {e.name: TensorType(as_dtype(e.dtype), e.shape) for e in entries}
+        where, inputs, outputs, compiled = open_artifact(artifact, on)
         again = functools.partial(cls.from_artifact, artifact)
-        return cls(where, inputs, program.output_names, compiled, artifact, again)
+        return cls(where, inputs, outputs, compiled, artifact, again)
 
     @classmethod
     def from_library(cls, path: Path, on: str | Device | None = None) -> Executable:
@@ -125,32 +120,11 @@ class Executable:
         DeviceUnavailable
             It was compiled for another device.
         """
-        from packhorse.graph._devices import backend_of
-        from packhorse.graph.factory import find_factory, load_factory
-        from packhorse.graph.relax import load_relax
-        from packhorse.module import load_module
+        from packhorse.executable_library import open_library
 
-        module = load_module(path)
-        factory = find_factory(module)
-        where = device(on or backend_of(factory.program() if factory else None, module))
-        threads = getattr(where, "threads", 0)
-        again = functools.partial(cls.from_library, path)
-        if factory is not None:
-            executor = load_factory(factory, where, threads=threads)
-            program = executor.program
-            entries = [program.entries[i] for i in program.inputs]
-            inputs = {e.name: TensorType(as_dtype(e.dtype), e.shape) for e in entries}
-            steps = [NodeReport(s.name, where.name, s.function) for s in program.steps]
-            compiled = Compiled(executor, steps, program, module)
-            return cls(where, inputs, program.output_names, compiled, reopen=again)
-        if any(m.kind == "relax.VMExecutable" for m in (module, *module.imports)):
-            relax = load_relax(module, device=where, threads=threads)
-            rows = [NodeReport(name, where.name, name) for name in relax.functions]
-            compiled = Compiled(relax, rows, module=module)
-            return cls(where, relax.inputs, relax.output_names, compiled, reopen=again)
-        raise ArtifactError(
-            f"'{path}' is a library of functions and holds no graph. Open it with "
-            f"packhorse.load_module('{path}'), or load the folder of its deploy.json"
+        where, inputs, outputs, compiled = open_library(path, on)
+        return cls(
+            where, inputs, outputs, compiled, reopen=functools.partial(cls.from_library, path)
         )
 
     def __call__(self, *args: Any, device: DeviceLike = None, **inputs: Any) -> Outputs:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from packhorse import _config
 from packhorse._device_string import parse_choice
 from packhorse.artifact import Artifact
 from packhorse.compiler.result import HOST, Compiled, NodeReport, Runner
 from packhorse.device import Device, device
+from packhorse.dtype import dtype as as_dtype
 from packhorse.errors import (
     ArgumentError,
     ArtifactError,
@@ -32,13 +33,16 @@ from packhorse.graph._devices import backend_of, device_type
 from packhorse.graph._segments import HOST_PREFIX
 from packhorse.graph.device_executor import DeviceExecutor
 from packhorse.graph.executor import GraphExecutor
+from packhorse.graph.ir import TensorType
 from packhorse.graph.program import Program, Step
 from packhorse.module import load_module
 from packhorse.module_base import Module
 
-__all__ = ["device_for", "open_artifact", "target_for"]
+__all__ = ["Opened", "device_for", "input_types", "open_artifact", "target_for"]
 
 T = TypeVar("T")
+Opened: TypeAlias = tuple[Device, dict[str, TensorType], tuple[str, ...], Compiled]
+"""Where it runs, its inputs, the names of its outputs, and what runs it."""
 
 _log = logging.getLogger("packhorse.artifact")
 _NEXT = (UnknownBackend, DeviceUnavailable, MissingExtra, PluginError, CompileError)
@@ -47,7 +51,7 @@ _CHOICE = re.compile(r",|^auto\b", re.IGNORECASE)
 """Device strings that mean more than one device."""
 
 
-def open_artifact(artifact: Artifact, on: str | Device | None) -> tuple[Device, Compiled]:
+def open_artifact(artifact: Artifact, on: str | Device | None) -> Opened:
     """Load an artifact's code and weights onto a device.
 
     Parameters
@@ -129,6 +133,12 @@ def _may_launch(program: Program, where: Device) -> bool:
     return tvm and device_type(program) in (None, where.dlpack_device[0])
 
 
+def input_types(program: Program) -> dict[str, TensorType]:
+    """Name -> dtype and shape of what a program takes."""
+    entries = [program.entries[i] for i in program.inputs]
+    return {entry.name: TensorType(as_dtype(entry.dtype), entry.shape) for entry in entries}
+
+
 def _first(artifact: Artifact, wanted: str | Device, use: Callable[[Device], T]) -> T:
     """What ``use`` makes of the device named, or of the first of several that works here."""
     names = _names(artifact, wanted) if isinstance(wanted, str) else [wanted]
@@ -173,7 +183,7 @@ def _by_priority(targets: Sequence[str]) -> list[str]:
     return sorted(targets, key=priority, reverse=True)
 
 
-def _opened(artifact: Artifact, where: Device) -> tuple[Device, Compiled]:
+def _opened(artifact: Artifact, where: Device) -> Opened:
     target = target_for(artifact, where)
     program = artifact.program(target)
     module = _module(artifact, target, where)
@@ -189,7 +199,7 @@ def _opened(artifact: Artifact, where: Device) -> tuple[Device, Compiled]:
                 f"program, weights and code for '{target}' do not fit together: {error}"
             ) from error
     made = Compiled(executor, _report(program, where), program, module, artifact.params)
-    return where, made
+    return where, input_types(program), program.output_names, made
 
 
 def _module(artifact: Artifact, target: str, where: Device) -> Any:
