@@ -23,12 +23,42 @@ UNARY = {
     "Cos": X, "Tan": X, "Sinh": X, "Cosh": X, "Asin": X / 20, "Acos": X / 20, "Atan": X,
     "Asinh": X, "Acosh": np.abs(X) + 1, "Atanh": X / 20, "Sign": X,
 }  # fmt: skip
-NO_LOWERING = {"Sinh", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh"}
 
 
 @pytest.mark.parametrize("op", UNARY)
 def test_unary(op: str) -> None:
-    check(op, [UNARY[op]], lower=op not in NO_LOWERING, rtol=2e-5)
+    check(op, [UNARY[op]], rtol=2e-5)
+
+
+SIZES = np.concatenate([10.0 ** np.arange(-30, 37, 0.25), [0.66, 2.414, 0.4142, 89.3, np.inf]])
+INVERSE = {
+    "Sinh": np.concatenate([SIZES[SIZES < 89.4], [np.inf]]), "Atan": SIZES, "Asinh": SIZES,
+    "Acosh": 1 + SIZES, "Atanh": np.minimum(SIZES, 1), "Asin": np.minimum(SIZES, 1),
+    "Acos": np.minimum(SIZES, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", INVERSE)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_inverse_functions_are_accurate(op: str, dtype: str) -> None:
+    """Within some units in the last place, from tiny to huge arguments of both signs."""
+    x = np.concatenate([INVERSE[op], -INVERSE[op], [0.0]]).astype(dtype)
+    if op == "Acosh":
+        x = x[x >= 1]
+    (found,) = lowered(node_of(op, [x]), [x])
+    wide = x.astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        name = op.lower()
+        exact = getattr(np, f"arc{name[1:]}" if name != "sinh" else name)(wide)
+    assert found is not None
+    tiny = np.finfo(dtype).tiny
+    np.testing.assert_allclose(found, exact.astype(dtype), rtol=8 * np.finfo(dtype).eps, atol=tiny)
+
+
+@pytest.mark.parametrize("op", ["Acosh", "Atanh", "Asin", "Acos", "Atan", "Asinh", "Sinh"])
+def test_outside_the_domain_is_nan(op: str) -> None:
+    x = np.array([np.nan, -np.inf, -5.0, -1.5, 1.5, np.inf], np.float32)
+    check(op, [x], rtol=2e-5)
 
 
 @pytest.mark.parametrize("op", ["Neg", "Exp", "Floor", "Erf", "Sqrt"])

@@ -59,14 +59,25 @@ def test_bitwise_not_and_shift() -> None:
     check("BitwiseNot", [A.astype(np.uint8)])
     for direction in ("LEFT", "RIGHT"):
         arrays = [A.astype(np.uint32), B.astype(np.uint32)]
-        check("BitShift", arrays, {"direction": direction}, lower=False)
+        check("BitShift", arrays, {"direction": direction})
 
 
 def test_shift_of_signed_integers() -> None:
     x, by = np.array([-8, 8, -1, 1], np.int8), np.array([1, 9, 8, -1], np.int8)
     right, left = np.array([-4, 0, -1, 0], np.int8), np.array([-16, 0, 0, 0], np.int8)
-    check("BitShift", [x, by], {"direction": "RIGHT"}, lower=False, want=[right])
-    check("BitShift", [x, by], {"direction": "LEFT"}, lower=False, want=[left])
+    check("BitShift", [x, by], {"direction": "RIGHT"}, want=[right])
+    check("BitShift", [x, by], {"direction": "LEFT"}, want=[left])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint64", "int64"])
+@pytest.mark.parametrize("direction", ["LEFT", "RIGHT"])
+def test_every_shift(dtype: str, direction: str) -> None:
+    """All widths, 0 and beyond the width, of the extreme values and some between."""
+    info = np.iinfo(dtype)
+    x = np.array([info.min, info.max, 0, 1, info.max // 3, info.min // 3], dtype)
+    by = np.arange(info.bits + 2).astype(dtype)[:, None]
+    function = np.left_shift if direction == "LEFT" else np.right_shift
+    check("BitShift", [x, by], {"direction": direction}, want=[function(x, by)])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "float16", "bool"])

@@ -141,3 +141,25 @@ def test_einsum_errors(equation: str, message: str) -> None:
         infer(node, inputs)
     with pytest.raises(ModelError, match="Einsum"):
         reference(node, inputs)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (4, 2, 2), (2, 3, 3, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_det(shape: tuple[int, ...], dtype: str) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    check("Det", [x], rtol=1e-4, atol=1e-5)
+
+
+def test_det_of_larger_and_other_matrices() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 5, 5)).astype(np.float32)
+    check("Det", [x], lower=False, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UnsupportedOperator, match="5x5 matrices"):
+        lowered(node_of("Det", [x]), [x])
+    half = x[:, :2, :2].astype(np.float16)
+    want = np.linalg.det(half.astype(np.float32)).astype(np.float16)
+    check("Det", [half], want=[want])
+    for bad in (x[0, 0], x[0, :3]):
+        with pytest.raises(ModelError, match="square matrices"):
+            infer(node_of("Det", [bad]), [bad])
+        with pytest.raises(ModelError, match="square matrices"):
+            reference(node_of("Det", [bad]), [bad])

@@ -12,6 +12,7 @@ from packhorse.errors import ModelError
 from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Expr, call, cast, is_float, select
 from packhorse.kernel.lowering import Lazy, Lowering, lazy
+from packhorse.ops import _trigonometry as trigonometry
 from packhorse.ops.maps import FLOAT, MANY, NUMBER, Map, expand, register, widen
 from packhorse.ops.registry import Inference, operator
 from packhorse.ops.rules import Array, broadcast, compiled, labelled
@@ -90,14 +91,14 @@ register([
     Map("Sin", "ONNX Sin-7", np.sin, calls("sin")),
     Map("Cos", "ONNX Cos-7", np.cos, calls("cos")),
     Map("Tan", "ONNX Tan-7", np.tan, _tan_expr),
-    Map("Sinh", "ONNX Sinh-9", np.sinh),
+    Map("Sinh", "ONNX Sinh-9", np.sinh, trigonometry.sinh),
     Map("Cosh", "ONNX Cosh-9", np.cosh, _cosh_expr),
-    Map("Asin", "ONNX Asin-7", np.arcsin),
-    Map("Acos", "ONNX Acos-7", np.arccos),
-    Map("Atan", "ONNX Atan-7", np.arctan),
-    Map("Asinh", "ONNX Asinh-9", np.arcsinh),
-    Map("Acosh", "ONNX Acosh-9", np.arccosh),
-    Map("Atanh", "ONNX Atanh-9", np.arctanh),
+    Map("Asin", "ONNX Asin-7", np.arcsin, trigonometry.asin),
+    Map("Acos", "ONNX Acos-7", np.arccos, trigonometry.acos),
+    Map("Atan", "ONNX Atan-7", np.arctan, trigonometry.atan),
+    Map("Asinh", "ONNX Asinh-9", np.arcsinh, trigonometry.asinh),
+    Map("Acosh", "ONNX Acosh-9", np.arccosh, trigonometry.acosh),
+    Map("Atanh", "ONNX Atanh-9", np.arctanh, trigonometry.atanh),
 ])  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from packhorse.errors import ModelError
 from packhorse.graph.ir import TensorType
-from packhorse.kernel.expr import Expr, call, select
+from packhorse.kernel.expr import Expr, call, cast, const, select
 from packhorse.kernel.lowering import Lazy, Lowering, lazy
 from packhorse.ops.elementwise import calls
 from packhorse.ops.maps import (
@@ -69,7 +69,30 @@ def _shift_rule(ctx: Inference) -> Sequence[TensorType]:
     return broadcasting(ctx, dtype)
 
 
-@operator("BitShift", infer=_shift_rule)
+@compiled
+def _lower_shift(ctx: Lowering) -> Lazy:
+    """Unsigned products and quotients with powers of two, which are 0 from the width on.
+
+    A negative number to the right is the complement of its shifted complement.
+    """
+    x, y = expand(ctx, 0), expand(ctx, 1)
+    kind = x.dtype if x.dtype.startswith("u") else f"u{x.dtype}"
+    power = call("pow", const(2, kind), cast(y, kind))
+    if text(ctx.attr("direction")) == "LEFT":
+        return lazy(ctx, cast(cast(x, kind) * power, x.dtype))
+
+    def halved(value: Expr) -> Expr:
+        return select(call("eq", power, 0), const(0, kind), value / power)
+
+    if kind == x.dtype:
+        return lazy(ctx, halved(x))
+    negative = call("lt", x, 0)
+    whole = select(negative, call("not", x), x)
+    shifted = cast(halved(cast(whole, kind)), x.dtype)
+    return lazy(ctx, select(negative, call("not", shifted), shifted))
+
+
+@operator("BitShift", infer=_shift_rule, lower=_lower_shift)
 def bit_shift(x: Array, y: Array, *, direction: str) -> Array:
     """Shift by ``y`` bits, keeping the sign to the right (ONNX BitShift-11, signed as in 28).
 

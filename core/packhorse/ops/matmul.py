@@ -14,7 +14,7 @@ from packhorse.ops._window import narrow, wide
 from packhorse.ops.registry import Array, Inference, operator
 from packhorse.ops.rules import broadcast, labelled, same_dtype, text
 
-__all__ = ["einsum", "gemm", "matmul", "matmul_shape", "operand_index"]
+__all__ = ["det", "einsum", "gemm", "matmul", "matmul_shape", "operand_index"]
 
 
 def matmul_shape(label: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -264,3 +264,51 @@ def einsum(*inputs: Array, equation: str) -> Array:
         shapes = ", ".join(str(x.shape) for x in inputs)
         raise ModelError(f"Einsum '{equation}' does not fit shapes {shapes}: {error}") from None
     return narrow(np.asarray(out), inputs[0].dtype)
+
+
+MAX_EXPANDED = 3
+"""Largest matrix whose determinant is expanded; beyond, the host eliminates with pivots."""
+
+
+@labelled
+def infer_det(ctx: Inference) -> list[TensorType]:
+    """Shape rule of Det: (*batch, n, n) -> batch."""
+    x = ctx.shape(0)
+    if len(x) < 2 or x[-1] != x[-2]:
+        raise ModelError(f"the input has shape {x}, expected square matrices (*batch, n, n)")
+    return [TensorType(ctx.type(0).dtype, x[:-2])]
+
+
+def lower_det(ctx: Lowering) -> Lazy:
+    """Expansion along the rows."""
+    x = ctx[0]
+    size, batch = x.shape[-1], axes_of(len(x.shape) - 2)
+    if not 1 <= size <= MAX_EXPANDED:
+        raise UnsupportedOperator(f"determinants of {size}x{size} matrices are not compiled")
+    source = x.stored()
+
+    def minor(row: int, columns: tuple[int, ...]) -> Expr:
+        total: Expr | None = None
+        for i, column in enumerate(columns):
+            term = source.at([*batch, Affine((), row), Affine((), column)])
+            if len(columns) > 1:
+                term = term * minor(row + 1, (*columns[:i], *columns[i + 1 :]))
+            total = term if total is None else total - term if i % 2 else total + term
+        assert total is not None
+        return total
+
+    return lazy(ctx, minor(0, tuple(range(size))))
+
+
+@operator("Det", infer=infer_det, lower=lower_det)
+def det(x: Array) -> Array:
+    """Determinants of float matrices (*batch, n, n) (ONNX Det-11).
+
+    Raises
+    ------
+    ModelError
+        Matrices that are not square.
+    """
+    if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
+        raise ModelError(f"Det: the input has shape {x.shape}, expected square matrices")
+    return narrow(np.asarray(np.linalg.det(wide(x))), x.dtype)

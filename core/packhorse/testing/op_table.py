@@ -46,7 +46,7 @@ def _maps() -> Iterator[Row]:
         yield op, [f"{dtype} 3x7"], {}, {}
     yield "Not", ["b 3x7"], {}, {}
     yield from (("BitwiseNot", [f"{d} 3x7"], {}, {}) for d in _WHOLE)
-    for dtype, mode in product(("u8", "u32"), ("LEFT", "RIGHT")):
+    for dtype, mode in product(("u8", "u32", "i32"), ("LEFT", "RIGHT")):
         yield "BitShift", [f"{dtype} 5", f"{dtype} 5"], {"direction": mode}, {}
     yield "Gelu", ["f32 2x9"], {"approximate": "tanh"}, {}
     for low, high in ((-0.5, 0.5), (None, 0.25), (0.0, None)):

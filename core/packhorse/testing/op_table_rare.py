@@ -93,7 +93,12 @@ def _quantised() -> Iterator[Row]:
         yield "QLinearConv", inputs, {"group": 4}, {"constant": (1, 2, 3, 4, 5, 6, 7, 8)}
 
 
+def _determinants() -> Iterator[Row]:
+    for shape in ("1x1", "2x2", "4x3x3", "2x5x5"):
+        yield "Det", [f"f32 {shape}"], {}, {}
+
+
 def rare_rows() -> Iterator[Row]:
     """The rows."""
-    for section in (_samples, _windows, _signals, _quantised):
+    for section in (_samples, _windows, _signals, _quantised, _determinants):
         yield from section()
