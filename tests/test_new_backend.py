@@ -217,18 +217,3 @@ def test_nothing_is_overwritten(acme, tmp_path, capsys):
     assert (acme / "README.md").read_text() == before
     with pytest.raises(ArgumentValueError, match="is no folder"):
         create("acme", tmp_path / "missing")
-
-
-def test_the_tutorial_shows_what_is_written(acme):
-    page = (ROOT / "docs" / "authors.md").read_text()
-    shown = re.findall(
-        r"^```(?:python|toml)\n# ([\w/]+\.(?:py|toml))\n(.*?)^```$", page, re.M | re.S
-    )
-    assert [name for name, _ in shown] == [
-        "pyproject.toml",
-        "packhorse_acme/plugin.py",
-        "packhorse_acme/backend.py",
-        "tests/test_acme.py",
-    ]
-    for name, text in shown:
-        assert text == (acme / name).read_text(), name
