@@ -258,18 +258,23 @@ READ = {
     "text.acme": (b"ACME-1\ntext", "PluginError", "str, not as packhorse.artifact.Artifact"),
     "other.acme": (b"BCME-1\n", "ModelFormatError", "no frontend reads 'other.acme'"),
     "other.sick": (b"SICK", "ModelFormatError", "Not usable: plugin 'sick' of sick-format 1.2"),
+    "other.bin": (b"", "ModelFormatError", "misleads. Formats of plugins: acme, sick. Not usable"),
+    "a.bin as acme": (b"SICK", "ModelFormatError", "a.bin' is not a file of the format 'acme'"),
+    "a.bin as sick": (b"SICK", "PluginLoadError", "ZeroDivisionError"),
+    "a.bin as none": (b"SICK", "ModelError", "no frontend 'none'. Installed: onnx"),
 }
 
 
 @pytest.mark.parametrize("name", READ)
 def test_a_file_that_cannot_be_read(environment, tmp_path, name):
     content, kind, words = READ[name]
+    name, _, fmt = name.partition(" as ")
     (tmp_path / name).write_bytes(content)
     out = environment.run(
         f"""
         import packhorse as ph
         try:
-            ph.load({str(tmp_path / name)!r})
+            ph.load({str(tmp_path / name)!r}, format={fmt or None!r})
         except ph.PackhorseError as error:
             print(type(error).__name__, error)
         """

@@ -120,7 +120,8 @@ def _of_other_format(
 
     artifact, notes = read_artifact(default_manager(), where, format)
     if artifact is None:
-        unknown.args = (f"{unknown}{notes}", *unknown.args[1:])
+        if notes:
+            unknown.args = (f"{str(unknown).rstrip('.')}.{notes}", *unknown.args[1:])
         raise unknown
     if not isinstance(artifact, Artifact):
         raise PluginError(

@@ -9,7 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packhorse.errors import ArtifactError, PackhorseError, PluginError, update_or_remove
+from packhorse.errors import (
+    ArtifactError,
+    ModelFormatError,
+    PackhorseError,
+    PluginError,
+    update_or_remove,
+)
 from packhorse.plugin.manager import FORMATS, PluginManager
 
 if TYPE_CHECKING:  # annotations only: artifacts lie above the plugins
@@ -33,27 +39,35 @@ def read_artifact(
 
     Returns
     -------
-    Artifact or None, and the text that says which plugins could not be asked.
+    Artifact or None, and sentences about the plugins that were asked or could not be.
 
     Raises
     ------
     ArtifactError
         The file is of a plugin's format, and damaged; or it cannot be read.
-    PluginError
-        A plugin failed while it read the file.
+    ModelFormatError
+        ``fmt`` names a plugin, and the file is not of its format.
+    PluginError, MissingExtra
+        A plugin failed while it read the file; the one of ``fmt`` is broken.
     """
-    suffix = path.suffix[1:].lower()
-    names = [n for n in manager.names(FORMATS) if fmt in (None, n)]
-    notes = ""
+    suffix, names, notes = path.suffix[1:].lower(), manager.names(FORMATS), ""
+    if fmt is not None:
+        names = [name for name in names if name == fmt]
+    elif names:
+        notes = f" Formats of plugins: {', '.join(names)}."
     for name in sorted(names, key=lambda n: n != suffix):
         try:
             manager.load(FORMATS, name)
         except PackhorseError as error:
-            notes += f". Not usable: {error}"
+            if fmt is not None:
+                raise
+            notes += f" Not usable: {error}."
             continue
         found = _ask(manager, name, "packhorse_load_artifact", path=path, head=_head(path))
         if found is not None:
             return found, ""
+        if fmt is not None:
+            raise ModelFormatError(f"'{path}' is not a file of the format '{fmt}'")
     return None, notes
 
 
