@@ -5,8 +5,10 @@ A backend derives from :class:`KernelFunction` and writes one method, ``prepare`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+
+import numpy as np
 
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
 from packhorse.function import PackedFunction
@@ -48,6 +50,16 @@ class KernelArguments(Protocol):
         """What each of them is."""
 
 
+class _Wanted(NamedTuple):
+    """What an argument must be, worked out once: calls of small kernels are all overhead."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    size: int
+    nbytes: int
+
+
 class KernelFunction(PackedFunction):
     """One kernel as a packed function over tensors of its device, in argument order.
 
@@ -63,11 +75,12 @@ class KernelFunction(PackedFunction):
         What errors call it.
     """
 
-    __slots__ = ("device", "kernel")
+    __slots__ = ("_wanted", "device", "kernel")
 
     def __init__(self, device: Device, kernel: KernelArguments, name: str) -> None:
         super().__init__(KernelFunction, name)  # not a method of self: a cycle delays freeing
         self.device, self.kernel = device, kernel
+        self._wanted = tuple(_wanted(kernel))
 
     def prepare(self, blocks: Sequence[Any]) -> Callable[[], Any]:
         """A call without arguments that launches (or queues) the kernel on these blocks.
@@ -108,14 +121,20 @@ class KernelFunction(PackedFunction):
 
     def _memory_of(self, args: Sequence[Any]) -> list[Memory]:
         """The blocks of tensors; everything is checked."""
-        names = self.kernel.arguments
-        if len(args) != len(names):
-            raise ArgumentValueError(
-                f"'{self.name}' takes {len(names)} tensors ({', '.join(names)}), "
-                f"{len(args)} were given"
-            )
-        for position, (arg, name) in enumerate(zip(args, names, strict=True)):
-            self._check(f"argument {position} of '{self.name}'", arg, name)
+        if len(args) != len(self._wanted):
+            self._refuse_count("tensors", args)
+        for arg, wanted in zip(args, self._wanted, strict=True):
+            if not isinstance(arg, Tensor) or arg.device is not self.device:
+                raise self._misplaced(arg, wanted)
+            if arg.dtype != wanted.dtype:
+                raise ArgumentTypeError(
+                    f"{self._what(wanted)} must be {wanted.dtype}, found {arg.dtype}"
+                )
+            if arg.shape != wanted.shape and arg.size != wanted.size:
+                raise ArgumentValueError(
+                    f"{self._what(wanted)} must have shape {wanted.shape} or {wanted.size} "
+                    f"elements, found {arg.shape}"
+                )
         blocks = [arg._open_block().memory for arg in args]
         self._check_blocks(blocks)
         return blocks
@@ -123,32 +142,34 @@ class KernelFunction(PackedFunction):
     def _check_blocks(self, blocks: Sequence[Memory]) -> None:
         if self.device.closed:
             raise DeviceClosed(f"'{self.name}' cannot run: device '{self.device.name}' is closed")
-        names = self.kernel.arguments
-        if len(blocks) != len(names):
-            raise ArgumentValueError(
-                f"'{self.name}' takes {len(names)} blocks ({', '.join(names)}), "
-                f"{len(blocks)} were given"
-            )
-        for name, block in zip(names, blocks, strict=True):
-            buffer = self.kernel.buffers[name]
-            needed = buffer.size * numpy_dtype(buffer.dtype).itemsize
-            if block.nbytes < needed:
+        if len(blocks) != len(self._wanted):
+            self._refuse_count("blocks", blocks)
+        for block, wanted in zip(blocks, self._wanted, strict=True):
+            if block.nbytes < wanted.nbytes:
                 raise ArgumentValueError(
-                    f"'{self.name}' needs {needed} bytes for '{name}', the block has {block.nbytes}"
+                    f"'{self.name}' needs {wanted.nbytes} bytes for '{wanted.name}', the block has "
+                    f"{block.nbytes}"
                 )
 
-    def _check(self, what: str, arg: Any, name: str) -> None:
-        buffer = self.kernel.buffers[name]
-        if not isinstance(arg, Tensor) or arg.device is not self.device:
-            where = arg.device.name if isinstance(arg, Tensor) else f"a {type(arg).__name__}"
-            raise ArgumentTypeError(
-                f"{what} must be a tensor on {self.device.name}, found {where}; copy it there "
-                f"with packhorse.tensor(array, device='{self.device.name}')"
-            )
-        if arg.dtype != numpy_dtype(buffer.dtype):
-            raise ArgumentTypeError(f"{what} must be {buffer.dtype}, found {arg.dtype}")
-        if arg.shape != buffer.shape and arg.size != buffer.size:
-            raise ArgumentValueError(
-                f"{what} must have shape {buffer.shape} or {buffer.size} elements, found "
-                f"{arg.shape}"
-            )
+    def _refuse_count(self, what: str, given: Sequence[Any]) -> NoReturn:
+        names = ", ".join(self.kernel.arguments)
+        raise ArgumentValueError(
+            f"'{self.name}' takes {len(self._wanted)} {what} ({names}), {len(given)} were given"
+        )
+
+    def _misplaced(self, arg: Any, wanted: _Wanted) -> ArgumentTypeError:
+        where = arg.device.name if isinstance(arg, Tensor) else f"a {type(arg).__name__}"
+        return ArgumentTypeError(
+            f"{self._what(wanted)} must be a tensor on {self.device.name}, found {where}; copy it "
+            f"there with packhorse.tensor(array, device='{self.device.name}')"
+        )
+
+    def _what(self, wanted: _Wanted) -> str:
+        return f"argument {self._wanted.index(wanted)} of '{self.name}'"
+
+
+def _wanted(kernel: KernelArguments) -> Iterator[_Wanted]:
+    for name in kernel.arguments:
+        buffer = kernel.buffers[name]
+        dtype = numpy_dtype(buffer.dtype)
+        yield _Wanted(name, dtype, buffer.shape, buffer.size, buffer.size * dtype.itemsize)
