@@ -82,6 +82,13 @@ def imports(tree: ast.AST, inside_functions: bool = True) -> Iterator[str]:
             yield from imports(node, inside_functions)
 
 
+def imported_by_name(tree: ast.AST) -> Iterator[str]:
+    """What ``importlib.import_module("...")`` is called with."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant))
+
+
 def parts(path: Path) -> set[str]:
     """First parts of packhorse's own modules that a file imports."""
     found = set()
@@ -118,6 +125,8 @@ def test_core_imports_no_plugin_and_nothing_optional(path):
     # what an extra brings is imported inside the function that needs it
     for name in imports(tree, inside_functions=False):
         assert name.split(".")[0] not in OPTIONAL, f"core imports {name} when it is loaded"
+    for name in imported_by_name(tree):
+        assert name.split(".")[0] not in OPTIONAL, f"core imports {name}: that is its backend's"
 
 
 @pytest.mark.parametrize("path", PLUGIN_FILES, ids=lambda p: str(p.relative_to(PLUGINS)))
