@@ -142,12 +142,15 @@ class TileLowering(GpuLowering):
     def _corners(self) -> tuple[str, str]:
         """First row and column of the group's tile; axes that both factors know are decoded."""
         left = self.b.let(self.index, self.cast(self.dialect.group_id))
+        ours = (*self.rows.axes, *self.columns.axes)
+        rest = [n for n in self.plan.order if n not in ours]
         found = []
         for side in (self.columns, self.rows):
-            left, n = self.divided(left, -(-side.count // side.size))
+            n = left
+            if rest or side is self.columns:
+                left, n = self.divided(left, -(-side.count // side.size))
             found.append("0" if n == "0" else self.b.let(self.index, f"{n} * {side.size}"))
-        ours = (*self.rows.axes, *self.columns.axes)
-        self.decode(left, [n for n in self.plan.order if n not in ours])
+        self.decode(left, rest)
         return found[1], found[0]
 
     @contextmanager
