@@ -47,7 +47,7 @@ Opened: TypeAlias = tuple[Device, dict[str, TensorType], tuple[str, ...], Compil
 _log = logging.getLogger("packhorse.artifact")
 _NEXT = (UnknownBackend, DeviceUnavailable, MissingExtra, PluginError, CompileError)
 """What makes the next device be tried where several were named, or none."""
-_CHOICE = re.compile(r",|^auto\b", re.IGNORECASE)
+_CHOICE = re.compile(r",|^auto$", re.IGNORECASE)
 """Device strings that mean more than one device."""
 
 
@@ -155,20 +155,18 @@ def _first(artifact: Artifact, wanted: str | Device, use: Callable[[Device], T])
             reasons.append(f"\n  {name}: {error}")
     raise DeviceUnavailable(
         f"this artifact holds code for {', '.join(artifact.targets)}, and none of the devices "
-        f"'{wanted}' stands for can be used here:{''.join(reasons) or ' there is none'}"
+        f"'{wanted}' stands for can be used here:{''.join(reasons)}"
     )
 
 
 def _names(artifact: Artifact, wanted: str) -> list[str]:
     """The devices to try."""
-    choice = parse_choice(wanted)
-    if not choice[0].is_auto or choice[0].hops:
-        return [str(one) for one in choice]
+    names = [str(choice) for choice in parse_choice(wanted)]
+    if names != ["auto"]:  # auto:gpu means here what it means everywhere
+        return names
     targets = _by_priority(artifact.targets)
-    found = {t: t in artifact.kinds or _launches(artifact, t) for t in targets}
-    if choice[0].backend != "auto":
-        found = {t: own for t, own in found.items() if own == (choice[0].backend == "auto:gpu")}
-    return list(dict.fromkeys(target if own else "cpu" for target, own in found.items()))
+    own = {t for t in targets if t in artifact.kinds or _launches(artifact, t)}
+    return list(dict.fromkeys(target if target in own else "cpu" for target in targets))
 
 
 def _by_priority(targets: Sequence[str]) -> list[str]:
