@@ -1,5 +1,6 @@
 """The command line: devices, doctor, errors."""
 
+import io
 import json
 import subprocess
 import sys
@@ -161,19 +162,51 @@ def test_a_plugin_cannot_take_a_command(tmp_path, monkeypatch, capsys, caplog, f
     assert "devices" in capsys.readouterr().out
 
 
-def test_tables_with_rich(capsys, monkeypatch):
-    pytest.importorskip("rich", reason="the extra cli is not installed")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
-    _output.print_table(("a", "b"), [("cpu:0", "pip install 'packhorse[onnx]'")])
-    assert "pip install 'packhorse[onnx]'" in capsys.readouterr().out
+REASON = "needs the package 'acme-driver'; pip install acme-driver"
 
 
-def test_tables_without_rich(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    _output.print_table(("name", "b"), [("x", "y"), ("longer", "")])
-    assert capsys.readouterr().out == "name    b\nx       y\nlonger\n"
+def a_terminal(monkeypatch):
+    """A terminal of 40 columns in place of stdout; for the test's body, where it stays."""
+    out = io.StringIO()
+    out.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return out
+
+
+def test_tables_are_whole_where_a_program_reads(capsys):
+    _output.print_table(("name", "b"), [("x", "yes"), ("longer", ""), ("y", f"{REASON}\nagain")])
+    out = capsys.readouterr().out
+    assert out == f"name    b\nx       yes\nlonger\ny       {REASON} again\n"
+
+
+def test_tables_on_a_terminal_are_folded_and_coloured(monkeypatch):
+    terminal = a_terminal(monkeypatch)
+    _output.print_table(("a", "ok?", "c"), [("cpu:0", "FAIL", REASON), ("[x]", "PASS", "")])
+    assert terminal.getvalue().splitlines() == [
+        "a      ok?   c",
+        "cpu:0  \x1b[31mFAIL\x1b[0m  needs the package",
+        "             'acme-driver'; pip install",
+        "             acme-driver",
+        "[x]    \x1b[32mPASS\x1b[0m",
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_tables_without_colour(monkeypatch, name, value):
+    terminal = a_terminal(monkeypatch)
+    monkeypatch.setenv(name, value)
+    _output.print_table(("", ""), [("yes", "b")])
+    assert terminal.getvalue() == "yes  b\n"
+
+
+def test_a_narrow_terminal_folds_by_itself(monkeypatch):
+    terminal = a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "15")
+    _output.print_table(("", ""), [("a", REASON)])
+    assert terminal.getvalue() == f"a  {REASON}\n"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
-"""Commands on a terminal: tables through rich, a bar while compiling takes longer than a second."""
+"""Commands on a terminal: coloured tables, a bar while compiling takes longer than a second."""
 
-import io
 import os
 import subprocess
 import sys
 
 import pytest
-
-from packhorse.cli import _output
 
 pytest.importorskip("rich")
 pty = pytest.importorskip("pty")
@@ -65,15 +62,3 @@ def test_a_bar_shows_that_it_goes_on():
     assert "\x1b[?25l" in shown  # the cursor is hidden while the bar moves,
     assert shown.rstrip().endswith("done")
     assert "\x1b[?25h" in shown  # and comes back
-
-
-@pytest.mark.parametrize("missing", [False, True])
-def test_tables_without_rich_are_plain(missing, monkeypatch, capsys):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stdout", terminal)
-    if missing:
-        monkeypatch.setitem(sys.modules, "rich.console", None)
-    _output.print_table(("a", "b"), [("[x]", "ok")])
-    assert "[x]" in terminal.getvalue()  # brackets are no markup
-    assert ("\x1b[" in terminal.getvalue()) <= (not missing)

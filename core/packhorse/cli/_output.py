@@ -1,9 +1,11 @@
-"""What commands print with: tables through rich on a terminal if it is installed, else plain."""
+"""What commands print with: tables, headings, JSON, one line for an error."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 __all__ = ["bytes_text", "fail", "own_stdout", "print_json", "print_section", "print_table"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_STYLES = {"PASS": "green", "ok": "green", "yes": "green", "FAIL": "red", "error": "red"}
+_GREEN, _RED = 32, 31
+_COLOURS = {"PASS": _GREEN, "ok": _GREEN, "yes": _GREEN, "FAIL": _RED, "error": _RED}
 
 
 def fail(message: str) -> None:
@@ -63,30 +66,26 @@ def own_stdout() -> Iterator[None]:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write rows under a header; an empty header row is left out.
 
-    One line a row, whole, where a program or a pager reads; folded on a terminal.
+    One line a row, whole, where a program or a pager reads. On a terminal the last column is
+    folded and words such as PASS are coloured (``NO_COLOR`` is heeded).
     """
     rows = [[cell.replace("\n", " ") for cell in row] for row in rows]
-    if sys.stdout.isatty() and _print_rich(header, rows):
-        return
     every = [list(header), *rows] if any(header) else rows
     widths = [max((len(row[i]) for row in every), default=0) for i in range(len(header))]
+    terminal = sys.stdout.isatty()
+    left = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    room = shutil.get_terminal_size().columns - left if terminal else 0
+    coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for row in every:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        *cells, last = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        if coloured:
+            cells = [_colour(cell) for cell in cells]
+        # what leaves no column worth the name is left to the terminal
+        folded = textwrap.wrap(last, room, break_on_hyphens=False) if room >= 20 else [last]
+        for i, part in enumerate(folded or [""]):
+            print(("  ".join([*cells, part]) if not i else " " * left + part).rstrip())
 
 
-def _print_rich(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        return False
-    table = Table(box=None, pad_edge=False, show_header=any(header), padding=(0, 2, 0, 0))
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        # Text, not str: a "[" in a reason ('packhorse[onnx]') must not be taken for markup
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console().print(table)
-    return True
+def _colour(cell: str) -> str:
+    code = _COLOURS.get(cell.strip())
+    return cell if code is None else f"\x1b[{code}m{cell}\x1b[0m"
