@@ -311,6 +311,23 @@ def test_what_the_driver_refuses_carries_its_log(device, monkeypatch, capfd):
     assert computes(device)
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(NO_MEMORY, DeviceMemoryError), (OUT_OF_RESOURCES, DeviceMemoryError),
+     (DEVICE_NOT_AVAILABLE, DeviceUnavailable), (-11, CompileError)],
+)  # fmt: skip
+def test_what_keeps_the_driver_from_building(devices, monkeypatch, code, kind):
+    """A driver without memory has not refused the text."""
+    device = devices.open(DEVICE)
+    with monkeypatch.context() as patch:
+        patch.setattr(cl, "Program", Failing(cl.Program, code))
+        with pytest.raises(kind) as caught:
+            compiled(device, f"not_built_{abs(code)}", kernel=doubling(1000 + abs(code)))
+    assert type(caught.value) is kind
+    assert device.closed == (kind is DeviceUnavailable)
+    assert computes(devices.open(DEVICE))
+
+
 def test_float64_on_a_device_without_it(device, monkeypatch):
     monkeypatch.setattr(device, "_target", replace(device.target, float64=False))
     value64 = at("x", "i", dtype="float64") * 2.0

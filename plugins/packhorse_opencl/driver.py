@@ -16,7 +16,14 @@ from packhorse.errors import (
 )
 from packhorse.plugin.info import Kind
 
-__all__ = ["LOST", "opencl", "opencl_devices", "out_of_memory", "refused", "typed_errors"]
+__all__ = [
+    "of_device",
+    "opencl",
+    "opencl_devices",
+    "out_of_memory",
+    "refused",
+    "typed_errors",
+]
 
 _FIX = (
     "Install the driver of your GPU, or OpenCL for the CPU: pip install 'packhorse[opencl-cpu]', "
@@ -27,7 +34,7 @@ _FIX = (
 _MEMORY = frozenset({-4, -6, -61})
 """Allocation failure of a buffer, of host memory; a buffer larger than the device takes."""
 _RESOURCES = -5
-LOST = -2
+_LOST = -2
 """CL_DEVICE_NOT_AVAILABLE."""
 
 
@@ -90,6 +97,11 @@ def device_kind(handle: Any) -> Kind:
     return "cpu" if handle.type & types.CPU else "accelerator"
 
 
+def of_device(error: Exception) -> bool:
+    """Whether an error says something about the device, not about what was asked of it."""
+    return out_of_memory(error) or code(error) in (_LOST, _RESOURCES)
+
+
 def refused(error: Exception, what: str, name: str) -> PackhorseError:
     """An error of OpenCL as one of packhorse's; ``what`` completes "refused to ..."."""
     if out_of_memory(error) or code(error) == _RESOURCES:
@@ -97,7 +109,7 @@ def refused(error: Exception, what: str, name: str) -> PackhorseError:
             f"{name}: no memory or no resources left to {what} ({error}). Close tensors or "
             "executables, or use smaller inputs"
         )
-    if code(error) == LOST:
+    if code(error) == _LOST:
         return DeviceUnavailable(
             f"{name}: the device is not available; it was to {what} ({error}). Look at its driver "
             f"('packhorse doctor'), then open it again with packhorse.device('{name}')"

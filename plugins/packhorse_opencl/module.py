@@ -16,7 +16,7 @@ from packhorse.function import add_value_type
 from packhorse.module_base import Module
 from packhorse.module_kernel import KernelFunction
 from packhorse_opencl.call import ClCall
-from packhorse_opencl.driver import typed_errors
+from packhorse_opencl.driver import of_device
 from packhorse_opencl.library import KIND, ClArgument, ClKernel, ClLibrary
 from packhorse_opencl.memory import own
 
@@ -85,6 +85,8 @@ def program_of(
     ------
     CompileError
         The driver refused the text; ``log`` says why.
+    DeviceError
+        The device was lost, or has no memory left for it.
     """
     key = hashlib.sha256(f"{device.target!r} {options} {text}".encode()).hexdigest()
     found = _CACHE.get(key)
@@ -94,14 +96,20 @@ def program_of(
             return built(binary, options)
         except device.cl.Error:  # another driver's binary under the same name: build it again
             pass
+    program = device.drive(f"build {what}", lambda: _fresh(device, text, options, what))
+    _CACHE.put(key, bytes(program.get_info(device.cl.program_info.BINARIES)[0]))
+    return program
+
+
+def _fresh(device: OpenClDevice, text: str, options: str, what: str) -> Any:
     try:
-        program = built(device.cl.Program(device.context, text), options)
+        return built(device.cl.Program(device.context, text), options)
     except device.cl.Error as error:
+        if of_device(error):
+            raise
         raise CompileError(
             f"{device.name}: the OpenCL driver refused {what}", f"{error}"
         ) from error
-    _CACHE.put(key, bytes(program.get_info(device.cl.program_info.BINARIES)[0]))
-    return program
 
 
 def built(program: Any, options: str = _OPTIONS) -> Any:
@@ -112,8 +120,10 @@ def built(program: Any, options: str = _OPTIONS) -> Any:
 
 
 def _kernel_names(device: OpenClDevice, program: Any) -> set[str]:
-    with typed_errors("list the kernels of a program", device.name):
-        names: str = program.get_info(device.cl.program_info.KERNEL_NAMES)
+    names: str = device.drive(
+        "list the kernels of a program",
+        lambda: program.get_info(device.cl.program_info.KERNEL_NAMES),
+    )
     return set(names.split(";"))
 
 
