@@ -1,5 +1,6 @@
 """The support matrix: what cells say, and the page that shows them."""
 
+import importlib.util
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -11,11 +12,10 @@ from packhorse import cli
 from packhorse.errors import ArgumentValueError
 from packhorse.testing import matrix, report
 from packhorse.testing.matrix_page import to_html
+from packhorse.testing.matrix_tables import to_markdown
 from packhorse.testing.report import Report, Result
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-COLUMNS = ("cpu", "llvm-cpu", "opencl", "acme", "acme-c")
-"""The devices of the committed reports, in the order of the page."""
 
 
 def onnx(device, *rows, **versions):
@@ -222,23 +222,55 @@ def test_the_command(tmp_path, capsys):
     assert Page(page.read_text()).text.count("Abs") == 1
     assert cli.main(["testing", "report", str(one), str(one), "--html", str(page)]) == 2
     assert "two reports are of the suite" in capsys.readouterr().err
+    tables = tmp_path / "t.md"
+    assert cli.main(["testing", "report", str(one), "--markdown", str(tables)]) == 1
+    assert tables.read_text().startswith("| tier |")
     nowhere = str(tmp_path / "missing" / "m.html")
     assert cli.main(["testing", "report", str(one), "--html", nowhere]) == 2
     assert "could not be written" in capsys.readouterr().err
 
 
-def test_the_committed_page_shows_the_committed_reports():
-    names = [
-        f"{suite}-{device}.json"
-        for device in COLUMNS
-        for suite in ("onnx", "conformance")
-        if (DOCS / "conformance" / f"{suite}-{device}.json").exists()
+def test_the_docs_show_the_committed_reports():
+    spec = importlib.util.spec_from_file_location("make_conformance", DOCS / "make_conformance.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    files = script.made(script.reports())
+    assert {path.name for path in files} == {"matrix.html", "conformance.md"}
+    for path, text in files.items():
+        assert path.read_text(encoding="utf-8") == text, "run python docs/make_conformance.py"
+    for one in script.reports():
+        assert f"`{one.device}`" in files[script.PAGE]
+
+
+def test_tables():
+    reports = [
+        onnx(
+            "a:0",
+            Result("t1", "passed", tier="dense", host=1),
+            Result("t2", "failed", tier="small"),
+            Result("t3", "unsupported", tier="small"),
+        ),
+        onnx("b:0", Result("t1", "passed", tier="dense")),
+        Report("b:0", "conformance", (Result("k", "xfailed", "why"),), {}),
     ]
-    assert {p.name for p in (DOCS / "conformance").glob("*.json")} == set(names)
-    reports = [report.read(DOCS / "conformance" / name) for name in names]
-    line = f"cd docs/conformance; packhorse testing report {' '.join(names)} --html ../_static/"
-    found = (DOCS / "_static" / "matrix.html").read_text(encoding="utf-8")
-    assert to_html(matrix.build(reports)) == found, f"make it anew: {line}matrix.html"
+    assert (
+        to_markdown(matrix.build(reports), reports)
+        == """\
+| tier | what it needs | tests | `a:0` | `b:0` |
+|---|---|---|---|---|
+| dense | plain dense tensors: float16 to float64, integers, bool | 1 | 1 | 1 |
+| small | bfloat16 and dtypes of 8 bits and less: float8, float4, int4, int2 | 2 | 0 | 0 |
+| all | | 3 | 1 | 1 |
+| of these with help of the host | | | 1 | 0 |
+| refused with a typed error | | | 1 | 0 |
+| wrong results | | | 1 | 0 |
+
+| device | tests | passed | unsupported | xfailed | skipped | failed |
+|---|---|---|---|---|---|---|
+| `b:0` | 1 | 0 | 0 | 1 | 0 | 0 |
+"""
+    )
+    assert to_markdown(matrix.build(reports[2:]), reports[2:]).startswith("| device | tests |")
 
 
 def test_the_docs_link_to_the_page():

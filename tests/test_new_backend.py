@@ -148,17 +148,20 @@ def test_its_device_is_there_and_passes_the_kit(kind, site, tmp_path):
     assert "acme:0" in out
 
 
-def test_a_sample_of_the_onnx_tests(acme, site, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "name", "count"), [("numpy", "acme", 180), ("codegen", "acme-c", 60)]
+)
+def test_a_sample_of_the_onnx_tests(kind, name, count, site, tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
-    install(acme, site)
+    install(create(name, tmp_path, kind), site)
     file = tmp_path / "report.json"
-    arguments = ["testing", "onnx", "--device", "acme", "--tier", "dense", "--tier", "control"]
-    python(
-        "-m", "packhorse", *arguments, "--sample", "180", "--report", str(file), site=site, cwd=acme
-    )
-    before = {r.name: r for r in report.read(ROOT / "docs/conformance/onnx-acme.json").results}
+    arguments = ["testing", "onnx", "--device", name, "--tier", "dense", "--tier", "control"]
+    arguments += ["--sample", str(count), "--report", str(file)]
+    python("-m", "packhorse", *arguments, site=site, cwd=tmp_path)
+    committed = report.read(ROOT / f"docs/conformance/onnx-{name}.json")
+    before = {result.name: result for result in committed.results}
     found = report.read(file).results
-    assert len(found) == 180
+    assert len(found) == count
     for result in found:
         known = before[result.name]
         assert result.outcome == "passed" or known.outcome != "passed", result

@@ -139,19 +139,3 @@ def test_commands(cases, tmp_path, capsys):
     assert "cpu:0" in capsys.readouterr().out
     assert cli.main(["testing", "report", str(tmp_path / "none.json")]) == 2
     assert cli.main(["testing", "onnx", "--device", "no-such-device"]) == 2
-
-
-def test_the_page_says_what_the_reports_say():
-    page = (REPORTS.parent / "conformance.md").read_text()
-    devices = ("cpu", "llvm-cpu", "opencl", "acme")
-    found = [report.read(REPORTS / f"onnx-{device}.json").results for device in devices]
-    for tier in onnx_cases.TIERS:
-        passed = [sum(r.outcome == "passed" and r.tier == tier for r in rows) for rows in found]
-        number = sum(r.tier == tier for r in found[0])
-        cells = " | ".join(map(str, passed))
-        assert f"| {tier} | {onnx_cases.TIERS[tier]} | {number} | {cells} |" in page
-    for device in devices:
-        counts = report.read(REPORTS / f"conformance-{device}.json").counts
-        number = sum(counts.values())
-        row = [counts[o] for o in ("passed", "unsupported", "xfailed", "failed")]
-        assert f"| `{device}` | {number} | {' | '.join(map(str, row))} |" in page

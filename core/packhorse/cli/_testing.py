@@ -7,14 +7,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from packhorse.cli._output import print_section, print_table
 from packhorse.device import device as open_device
 from packhorse.errors import ArtifactError
-
-if TYPE_CHECKING:
-    from packhorse.testing.matrix import Matrix
 
 __all__ = ["configure", "run"]
 
@@ -37,13 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     report = choices.add_parser("report", help="show JSON reports side by side")
     report.add_argument("files", nargs="+", metavar="REPORT", help="what --report wrote")
     report.add_argument("--html", metavar="FILE", help="write the support matrix as a page")
+    report.add_argument("--markdown", metavar="FILE", help="write tables of the counts")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 when a test gave a wrong result."""
     if arguments.what == "onnx":
         return _onnx(arguments)
-    return _show(arguments.files, arguments.html)
+    return _show(arguments.files, arguments.html, arguments.markdown)
 
 
 def _onnx(arguments: argparse.Namespace) -> int:
@@ -94,13 +91,19 @@ def _counter() -> Callable[[int, int, str], None]:
     return show
 
 
-def _show(files: Sequence[str], page: str | None) -> int:
+def _show(files: Sequence[str], page: str | None, tables: str | None) -> int:
     from packhorse.testing.matrix import build
     from packhorse.testing.report import read
 
     found = build(reports := [read(Path(file)) for file in files])
     if page is not None:
-        _write_page(found, Path(page))
+        from packhorse.testing.matrix_page import to_html
+
+        _write(to_html(found), Path(page))
+    if tables is not None:
+        from packhorse.testing.matrix_tables import to_markdown
+
+        _write(to_markdown(found, reports), Path(tables))
     rows = [
         (row.name, *(f"{c.passed}/{len(c.run)}" if c.run else "" for c in row.cells))
         for row in found.tiers
@@ -113,14 +116,12 @@ def _show(files: Sequence[str], page: str | None) -> int:
     return int(bool(failed))
 
 
-def _write_page(found: Matrix, path: Path) -> None:
-    from packhorse.testing.matrix_page import to_html
-
+def _write(text: str, path: Path) -> None:
     try:
-        path.write_text(to_html(found), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ArtifactError(
-            f"the page '{path}' could not be written: {error.strerror or error}. "
+            f"'{path}' could not be written: {error.strerror or error}. "
             "Give a path in a folder you may write to"
         ) from error
     print(f"wrote {path}\n")
