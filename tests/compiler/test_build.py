@@ -217,9 +217,9 @@ def test_lstm(direction):
 
 def test_constants_of_host_steps_keep_their_shape():
     graph = graph_of(
-        [node("Relu", "x", "a"), node("ScatterND", "a where what", "out")],
-        {"x": f32(3, 2)}, ["out"],
-        {"where": np.array([[1]]), "what": np.array([[7.0, 8.0]], np.float32)},
+        [node("Relu", "x", "a"),
+         node("MaxUnpool", "a where", "out", kernel_shape=[2, 2], strides=[2, 2])],
+        {"x": f32(1, 1, 1, 2)}, ["out"], {"where": np.array([[[[1, 6]]]])},
     )  # fmt: skip
     build, _ = check(graph)
     assert any(s.host for s in build.steps)

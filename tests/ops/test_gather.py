@@ -1,4 +1,4 @@
-"""Gather, Scatter, OneHot and the data-dependent selections, against onnxruntime."""
+"""Gather, OneHot and the data-dependent selections, against onnxruntime."""
 
 from __future__ import annotations
 
@@ -51,17 +51,6 @@ def test_gather_elements(axis: int) -> None:
 )  # fmt: skip
 def test_gather_nd(indices: object, batch: int) -> None:
     check("GatherND", [X, np.array(indices, np.int64)], {"batch_dims": batch})
-
-
-@pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
-def test_scatter(reduction: str) -> None:
-    attrs = {"reduction": reduction}
-    where = np.array([[1, 0, 2, 0, 1], [0, 2, 1, 2, 0]])
-    x, updates = X[0], np.full((2, 5), 7.5, np.float32)
-    check("ScatterElements", [x, where, updates], attrs, lower=False)
-    check("ScatterElements", [x, where, updates], attrs | {"axis": 1}, lower=False)
-    check("ScatterND", [X, np.array([[0], [2]]), -X[:2]], attrs, lower=False)
-    check("ScatterND", [X, np.array([[0, -1], [2, 1]]), X[0, :2]], attrs, lower=False)
 
 
 @pytest.mark.parametrize("axis", [-1, 0, 1])
@@ -123,7 +112,6 @@ I = np.array([0, 1])  # noqa: E741
         ("Gather", [X, X], {}, "indices must be integers, found float32"),
         ("GatherElements", [X, I], {}, "do not fit into"),
         ("GatherND", [X, np.zeros((1, 4), int)], {}, "do not fit an input"),
-        ("ScatterND", [X, I, I], {}, "updates are int64, the input float32"),
         ("OneHot", [I, np.array([2, 3]), X[0, 0, :2]], {}, "depth must be one number"),
         ("OneHot", [I, np.array(2), X], {}, r"values must hold \(off, on\)"),
     ],
@@ -131,9 +119,3 @@ I = np.array([0, 1])  # noqa: E741
 def test_errors(op: str, arrays: list[np.ndarray], attrs: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         infer(node_of(op, arrays, attrs), arrays)
-
-
-def test_unknown_reduction() -> None:
-    arrays = [X, np.array([[0]]), X[:1]]
-    with pytest.raises(ModelError, match="found 'sum'"):
-        reference(node_of("ScatterND", arrays, {"reduction": "sum"}), arrays)

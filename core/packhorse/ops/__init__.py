@@ -42,6 +42,7 @@ FAMILIES = (
     "shape",
     "index",
     "gather",
+    "scatter",
     "sequence",
     "pad",
     "constant",

@@ -1,16 +1,16 @@
-"""Operators that read or write elements at indices held in tensors."""
+"""Operators that read elements at indices held in tensors, or select them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from packhorse.errors import ModelError
 from packhorse.graph.ir import TensorType
-from packhorse.kernel.expr import Affine, Expr, Index, IndexLike, call, cast, select
+from packhorse.kernel.expr import Affine, Index, IndexLike, call, cast, select
 from packhorse.kernel.lowering import Lazy, Lowering, Operand, axes_of, lazy
+from packhorse.ops._indices import along, check_integers, depth, safe_index, tuples, wrapped
 from packhorse.ops.maps import widen
 from packhorse.ops.registry import Inference, operator
 from packhorse.ops.rules import (
@@ -20,7 +20,6 @@ from packhorse.ops.rules import (
     known,
     labelled,
     normal_axis,
-    text,
 )
 
 __all__ = [
@@ -30,43 +29,15 @@ __all__ = [
     "gather_nd",
     "non_zero",
     "one_hot",
-    "safe_index",
-    "scatter_elements",
-    "scatter_nd",
     "unique",
 ]
-
-
-def _wrapped(indices: Array, extent: int, what: str) -> Array:
-    """Indices counted from 0; ModelError naming one that is outside."""
-    found = np.asarray(indices, np.int64)
-    outside = (found < -extent) | (found >= extent)
-    if outside.any():
-        worst = int(found[outside].reshape(-1)[0])
-        raise ModelError(f"{what}: index {worst} is outside [{-extent}, {extent - 1}]")
-    return np.where(found < 0, found + extent, found)
-
-
-def _integers(ctx: Inference, i: int) -> None:
-    if ctx.type(i).dtype.kind not in "iu":
-        raise ModelError(f"indices must be integers, found {ctx.type(i).dtype}")
-
-
-def safe_index(index: Expr, extent: int) -> Expr:
-    """An index in a kernel: negative ones wrap, the rest is clamped so that no load strays.
-
-    Kernels cannot raise; the reference reports what this hides.
-    """
-    i = cast(index, "int64")
-    i = select(call("lt", i, 0), i + extent, i)
-    return call("max", call("min", i, max(extent - 1, 0)), 0)
 
 
 def _position(ctx: Lowering, indices: Operand, at: Sequence[Affine], extent: int) -> IndexLike:
     """Where to read: affine when the indices are known and evenly spaced along one axis."""
     if indices.constant is None:
         return safe_index(indices.at(at), extent)
-    values = _wrapped(indices.constant, extent, "Gather")
+    values = wrapped(indices.constant, extent, "Gather")
     if values.size == 1:
         return Affine((), int(values.reshape(())))
     if values.ndim == 1 and values.size:
@@ -81,7 +52,7 @@ def _position(ctx: Lowering, indices: Operand, at: Sequence[Affine], extent: int
 
 @labelled
 def _gather_rule(ctx: Inference) -> Sequence[TensorType]:
-    _integers(ctx, 1)
+    check_integers(ctx, 1)
     old = ctx.shape(0)
     axis = normal_axis(ctx.attr("axis"), len(old))
     return [TensorType(ctx.type(0).dtype, (*old[:axis], *ctx.shape(1), *old[axis + 1 :]))]
@@ -107,7 +78,7 @@ def gather(x: Array, indices: Array, *, axis: int = 0) -> Array:
         An index outside ``[-n, n-1]``.
     """
     axis = normal_axis(axis, x.ndim)
-    return np.take(x, _wrapped(indices, x.shape[axis], "Gather"), axis)
+    return np.take(x, wrapped(indices, x.shape[axis], "Gather"), axis)
 
 
 # GatherElements
@@ -115,7 +86,7 @@ def gather(x: Array, indices: Array, *, axis: int = 0) -> Array:
 
 @labelled
 def _gather_elements_rule(ctx: Inference) -> Sequence[TensorType]:
-    _integers(ctx, 1)
+    check_integers(ctx, 1)
     old, new = ctx.shape(0), ctx.shape(1)
     axis = normal_axis(ctx.attr("axis"), len(old))
     if len(old) != len(new) or any(
@@ -133,108 +104,41 @@ def _lower_gather_elements(ctx: Lowering) -> Lazy:
     return lazy(ctx, x.at([*out[:axis], where, *out[axis + 1 :]]))
 
 
-def _along(shape: tuple[int, ...], axis: int, position: Array) -> tuple[Array, ...]:
-    """An index tuple: ``position`` on ``axis``, each element's own place on the others."""
-    grid = np.indices(shape, sparse=True)
-    return tuple(position if d == axis else grid[d] for d in range(len(shape)))
-
-
 @operator("GatherElements", infer=_gather_elements_rule, lower=_lower_gather_elements)
 def gather_elements(x: Array, indices: Array, *, axis: int = 0) -> Array:
     """``out[i][j] = x[indices[i][j]][j]`` for axis 0, and so on (ONNX GatherElements-13)."""
     axis = normal_axis(axis, x.ndim)
-    position = _wrapped(indices, x.shape[axis], "GatherElements")
-    return np.asarray(x[_along(indices.shape, axis, position)])
+    position = wrapped(indices, x.shape[axis], "GatherElements")
+    return np.asarray(x[along(indices.shape, axis, position)])
 
 
 # GatherND
 
 
-def _depth(x: tuple[int, ...], indices: tuple[int, ...], batch: int) -> int:
-    """How many dimensions of ``x`` a GatherND or ScatterND index names."""
-    if not indices or x[:batch] != indices[:batch] or indices[-1] > len(x) - batch:
-        raise ModelError(f"indices of shape {indices} do not fit an input of shape {x}")
-    return indices[-1]
-
-
 @labelled
 def _gather_nd_rule(ctx: Inference) -> Sequence[TensorType]:
-    _integers(ctx, 1)
+    check_integers(ctx, 1)
     old, batch = ctx.shape(0), ctx.attr("batch_dims")
-    depth = _depth(old, ctx.shape(1), batch)
-    return [TensorType(ctx.type(0).dtype, (*ctx.shape(1)[:-1], *old[batch + depth :]))]
+    count = depth(old, ctx.shape(1), batch)
+    return [TensorType(ctx.type(0).dtype, (*ctx.shape(1)[:-1], *old[batch + count :]))]
 
 
 @compiled
 def _lower_gather_nd(ctx: Lowering) -> Lazy:
     x, indices, batch = ctx[0], ctx[1], int(ctx.attr("batch_dims"))
     out, rank = axes_of(len(ctx.output_types[0][0])), len(indices.shape)
-    depth = _depth(x.shape, indices.shape, batch)
+    count = depth(x.shape, indices.shape, batch)
     named = [
         safe_index(indices.at([*out[: rank - 1], Affine((), k)]), x.shape[batch + k])
-        for k in range(depth)
+        for k in range(count)
     ]
     return lazy(ctx, x.at([*out[:batch], *named, *out[rank - 1 :]]))
-
-
-def _tuples(x: Array, indices: Array, batch: int, what: str) -> tuple[Array, ...]:
-    depth = _depth(x.shape, indices.shape, batch)
-    grid = np.indices(indices.shape[:batch], sparse=True)
-    pad = (1,) * (indices.ndim - 1 - batch)
-    own = [g.reshape(g.shape + pad) for g in grid]
-    named = [_wrapped(indices[..., k], x.shape[batch + k], what) for k in range(depth)]
-    return (*own, *named)
 
 
 @operator("GatherND", infer=_gather_nd_rule, lower=_lower_gather_nd)
 def gather_nd(x: Array, indices: Array, *, batch_dims: int = 0) -> Array:
     """Slices of ``x`` at index tuples in the last dimension (ONNX GatherND-13)."""
-    return np.asarray(x[_tuples(x, indices, batch_dims, "GatherND")])
-
-
-# Scatter: several updates may meet in one element, so these stay on the host
-
-_REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "add": np.add.at,
-    "mul": np.multiply.at,
-    "max": np.maximum.at,
-    "min": np.minimum.at,
-}
-
-
-def _scatter(x: Array, where: tuple[Array, ...], updates: Array, reduction: str | bytes) -> Array:
-    result, how = x.copy(), text(reduction)
-    if how == "none":
-        result[where] = updates
-    elif how in _REDUCTIONS:
-        _REDUCTIONS[how](result, where, updates)
-    else:
-        raise ModelError(f"reduction must be none, add, mul, max or min, found '{how}'")
-    return result
-
-
-@labelled
-def _scatter_rule(ctx: Inference) -> Sequence[TensorType]:
-    _integers(ctx, 1)
-    if ctx.type(2).dtype != ctx.type(0).dtype:
-        raise ModelError(f"updates are {ctx.type(2).dtype}, the input {ctx.type(0).dtype}")
-    return [ctx.type(0)]
-
-
-@operator("ScatterElements", infer=_scatter_rule)
-def scatter_elements(
-    x: Array, indices: Array, updates: Array, *, axis: int = 0, reduction: str = "none"
-) -> Array:
-    """A copy of ``x`` with ``updates`` put where GatherElements reads (ONNX ScatterElements-18)."""
-    axis = normal_axis(axis, x.ndim)
-    position = _wrapped(indices, x.shape[axis], "ScatterElements")
-    return _scatter(x, _along(indices.shape, axis, position), updates, reduction)
-
-
-@operator("ScatterND", infer=_scatter_rule)
-def scatter_nd(x: Array, indices: Array, updates: Array, *, reduction: str = "none") -> Array:
-    """A copy of ``x`` with ``updates`` put where GatherND reads (ONNX ScatterND-18)."""
-    return _scatter(x, _tuples(x, indices, 0, "ScatterND"), updates, reduction)
+    return np.asarray(x[tuples(x, indices, batch_dims, "GatherND")])
 
 
 # OneHot
@@ -244,7 +148,7 @@ def _one_hot_axis(ctx: Inference | Lowering, rank: int) -> int:
     return normal_axis(ctx.attr("axis"), rank + 1)
 
 
-def _depth_of(value: Array) -> int:
+def _classes(value: Array) -> int:
     if value.size != 1 or int(value.reshape(())) < 0:
         raise ModelError(f"depth must be one number of at least 0, found {value.tolist()}")
     return int(value.reshape(()))
@@ -252,7 +156,7 @@ def _depth_of(value: Array) -> int:
 
 @labelled
 def _one_hot_rule(ctx: Inference) -> Sequence[TensorType]:
-    old, depth = ctx.shape(0), _depth_of(ctx.value(1))
+    old, depth = ctx.shape(0), _classes(ctx.value(1))
     axis = _one_hot_axis(ctx, len(old))
     if ctx.shape(2) != (2,):
         raise ModelError(f"values must hold (off, on), found shape {ctx.shape(2)}")
@@ -262,7 +166,7 @@ def _one_hot_rule(ctx: Inference) -> Sequence[TensorType]:
 @compiled
 def _lower_one_hot(ctx: Lowering) -> Lazy:
     shape, _ = ctx.output_types[0]
-    axis, depth = _one_hot_axis(ctx, len(shape) - 1), _depth_of(known(ctx, 1, "depth"))
+    axis, depth = _one_hot_axis(ctx, len(shape) - 1), _classes(known(ctx, 1, "depth"))
     out = axes_of(len(shape))
     index = cast(ctx[0].at([*out[:axis], *out[axis + 1 :]]), "int64")
     index = select(call("lt", index, 0), index + depth, index)
@@ -276,7 +180,7 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
 
     Indices outside ``[-depth, depth)`` have no such place.
     """
-    count = _depth_of(np.asarray(depth))
+    count = _classes(np.asarray(depth))
     axis = normal_axis(axis, indices.ndim + 1)
     index = np.asarray(indices).astype(np.int64)
     index = np.where(index < 0, index + count, index)

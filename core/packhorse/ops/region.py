@@ -13,9 +13,9 @@ from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Affine, Expr, Index, Reduce, affine, call, cast, select
 from packhorse.kernel.lowering import Lazy, Lowering, axes_of, lazy
 from packhorse.ops import _sampling as sampling
+from packhorse.ops._indices import safe_index
 from packhorse.ops._sampling import LINEAR
 from packhorse.ops._window import narrow, wide
-from packhorse.ops.gather import safe_index
 from packhorse.ops.registry import Array, Inference, operator
 from packhorse.ops.rules import compiled, data_dependent, labelled, text
 

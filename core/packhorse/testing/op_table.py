@@ -216,6 +216,14 @@ def _shapes() -> Iterator[Row]:
     yield "GatherND", ["f32 3x4x2", np.array([[0, 1], [2, 3]])], {}, {}
     yield "ScatterElements", ["f32 3x4", np.array([[0, 3]]), "f32 1x2"], {"axis": 1}, {}
     yield "ScatterND", ["f32 5x3", np.array([[1], [4]]), "f32 2x3"], {}, {}
+    for how, fixed in product(("none", "add", "mul", "max", "min"), ((), (1,))):
+        attrs, options = {"reduction": how}, {"constant": fixed}
+        places = np.array([[0, -1, 2], [2, 1, 0]])
+        yield "ScatterElements", ["f32 3x4", places, "f32 2x3"], {"axis": 1, **attrs}, options
+        places = np.array([[[0, 1]], [[2, -3]]])
+        yield "ScatterND", ["f32 3x4x5", places, "f32 2x1x5"], attrs, options
+    yield "ScatterND", ["f16 9x3", np.array([[4], [-1], [4]]), "f16 3x3"], {"reduction": "add"}, {}
+    yield "ScatterND", ["i64 9x3", np.array([[4], [-1]]), "i64 2x3"], {"reduction": "max"}, {}
     yield "Squeeze", ["f32 1x3x1x4", [0, 2]], {}, {}
     yield "Unsqueeze", ["f32 3x4", [0, 3]], {}, {}
     yield from (("Flatten", ["f32 2x3x4"], {"axis": a}, {}) for a in (0, 1, 2))
