@@ -114,8 +114,8 @@ def test_fmt(path, tmp_path):
         load_module(odd)
     assert load_module(odd, "so")["count"](1, 2) == 2
     assert load_module(odd, fmt="DLL")["count"]() == 0
-    with pytest.raises(ArgumentValueError, match="fmt is 'ptx'; load_module takes so, dylib"):
-        load_module(odd, "ptx")
+    with pytest.raises(ArgumentValueError, match="fmt is 'wasm'; load_module takes so, dylib"):
+        load_module(odd, "wasm")
 
 
 def test_names(module):
