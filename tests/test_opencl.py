@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,26 @@ def test_pool_keeps_no_more_than_its_limit():
     assert (first.released, second.released, pool.cached) == (False, True, 128)
     pool.close()
     assert first.released
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_division_is_exact_where_the_device_offers_it(device, monkeypatch, exact):
+    flag = device.cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT
+    offered = (device.handle.single_fp_config | flag) - (0 if exact else flag)
+    offers = SimpleNamespace(single_fp_config=offered)
+    asked, real = [], module.program_of
+
+    def program_of(where, text, options):
+        asked.append(options)
+        return real(where, text, options)
+
+    monkeypatch.setattr(module, "program_of", program_of)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "handle", offers)
+        options = module._options(device)
+    assert options.endswith(" -cl-fp32-correctly-rounded-divide-sqrt") == exact
+    compiled(device, "f")
+    assert asked == [module._options(device)]
 
 
 def test_copies(device):

@@ -39,7 +39,16 @@ def build(device: OpenClDevice, library: ClLibrary) -> ClModule:
     """
     for kernel in library.kernels:
         _check_limits(device, kernel)
-    return ClModule(device, program_of(device, library.text) if library.text else None, library)
+    text, options = library.text, _options(device)
+    return ClModule(device, program_of(device, text, options) if text else None, library)
+
+
+def _options(device: OpenClDevice) -> str:
+    """With exact division and square roots where the device offers them: what is quantised or
+    resized hangs on the last bit."""
+    offered = device.handle.single_fp_config
+    exact = offered & device.cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT
+    return _OPTIONS + " -cl-fp32-correctly-rounded-divide-sqrt" * bool(exact)
 
 
 def read(device: OpenClDevice, blob: bytes) -> ClModule:
@@ -77,7 +86,7 @@ def _check_limits(device: OpenClDevice, kernel: ClKernel) -> None:
 
 
 def program_of(
-    device: OpenClDevice, text: str, options: str = _OPTIONS, what: str = "the generated kernels"
+    device: OpenClDevice, text: str, options: str, what: str = "the generated kernels"
 ) -> Any:
     """The program built from OpenCL C, or fetched from the cache; ``what`` is for errors.
 
@@ -112,7 +121,7 @@ def _fresh(device: OpenClDevice, text: str, options: str, what: str) -> Any:
         ) from error
 
 
-def built(program: Any, options: str = _OPTIONS) -> Any:
+def built(program: Any, options: str) -> Any:
     """The program, built. Raises pyopencl's errors, with the log."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pyopencl turns a compiler's remarks into warnings
