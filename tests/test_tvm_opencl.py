@@ -130,6 +130,21 @@ def test_every_opening_of_a_device_has_its_own_programs(device):
         assert np.array_equal(c.numpy(), X + Y)
 
 
+def test_tensors_are_copied_within_a_device(device):
+    a, b = there(device, X, Y)
+    assert b.copy_from(a) is b
+    assert np.array_equal(b.numpy(), X)
+    assert b.copy_from(b.reshape(200)) is b
+    for wrong in (ph.empty(201, "float32", device), ph.empty(200, "int32", device)):
+        with pytest.raises((ArgumentTypeError, ArgumentValueError), match="the target"):
+            b.copy_from(wrong)
+    b.copy_from(ph.tensor(Y, device=opencl()))  # through the host
+    assert np.array_equal(b.numpy(), Y)
+    a.close()
+    with pytest.raises(DeviceClosed):
+        b.copy_from(a)
+
+
 # ---------------------------------------------------------------- kernels in files of their own
 
 

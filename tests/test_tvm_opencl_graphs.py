@@ -471,8 +471,11 @@ def test_relax_params_are_uploaded_once(device, functions):
     executable.set_params({"w": V})
     (found,) = executable.run([V])
     np.testing.assert_array_equal(found, V + V)
-    (found,) = executable.run([V * 2])
-    np.testing.assert_array_equal(found, 3 * V)
+    used = device.memory().used
+    for size in (1, 2, 3):
+        (found,) = executable.run([V * size])
+        np.testing.assert_array_equal(found, (1 + size) * V)
+    assert device.memory().used == used
 
 
 def test_code_of_libraries_gets_tensors_of_the_device(device):

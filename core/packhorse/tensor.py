@@ -254,7 +254,9 @@ class Tensor:
         if "copy" not in device.capabilities:
             return False
         _check_same(source, self)
-        device.copy(source._block.memory, self._block.memory, self.nbytes)
+        source_memory, memory = source._block.memory, self._open_block().memory
+        if source_memory is not memory:  # views of the same memory hold the same
+            device.copy(source_memory, memory, self.nbytes)
         return True
 
     def copy_to(self, target: Tensor | Array) -> None:

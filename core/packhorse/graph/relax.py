@@ -214,6 +214,8 @@ class RelaxExecutable:
         if len(bound.arrays) != len(params):
             raise ArgumentTypeError("params must be arrays; pass other inputs to run()")
         views = [constant_view(array) for array in bound.arrays]
+        if self._memory is not None:
+            views = self._memory.uploaded(views)
         with self._lock:
             entry.params.update(zip(params, views, strict=True))
             self._folded.clear()
