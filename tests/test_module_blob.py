@@ -116,11 +116,11 @@ def test_modern_device_code(kind):
             read_device_code(kind, data[:cut])
 
 
-@pytest.mark.parametrize("kind", ["opencl", "metal"])
+@pytest.mark.parametrize("kind", ["opencl", "hsaco", "metal"])
 def test_device_code_is_written_as_modern_tvm_does(kind):
     types = ("handle", "int32", "bool", "float16x4", "bfloat16", "type9_8", "uint64")
     one = FunctionInfo("name", types, ("blockIdx.x", "threadIdx.y"), (0, -1))
-    code = {"code": b"\0text"} if kind == "opencl" else {"sources": {"k": b"\xff"}}
+    code = {"code": b"\0text"} if kind != "metal" else {"sources": {"k": b"\xff"}}
     given = DeviceCode("cl", {"k": one, "m": K}, **code)
     assert read_device_code(kind, device_code_bytes(given)) == given
     for cut in range(len(device_code_bytes(given))):

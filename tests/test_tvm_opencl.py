@@ -376,15 +376,22 @@ def test_code_that_a_device_cannot_take(device, change, error, message):
         DeviceModule("opencl", code)["myadd_kernel"](*adding(device), 1, 1, 1, 1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [("bool", ArtifactError), ("bfloat16", ArtifactError), ("int32x4", ArtifactError)],
-)
-def test_types_that_kernels_cannot_take(device, name, error):
+def test_binaries_of_the_driver(device):
+    given = code_of()
+    program = device.cl.Program(device.context, given.code.decode()).build()
+    binary = program.get_info(device.cl.program_info.BINARIES)[0]
+    kernels = DeviceModule("opencl", DeviceCode("clbin", given.functions, bytes(binary)))
+    a, b, c = adding(device)
+    kernels["myadd_kernel"](a, b, c, len(X), 1, 1, 1, 4, 64)
+    assert np.array_equal(c.numpy(), X + Y)
+
+
+@pytest.mark.parametrize("name", ["bool", "bfloat16", "int32x4"])
+def test_types_that_kernels_cannot_take(device, name):
     info = FunctionInfo("k", ("handle", name), ("threadIdx.x",))
     code = DeviceCode("cl", {"k": info}, b"__kernel void k(__global float *x, int y) { *x = y; }")
     (x,) = there(device, X)
-    with pytest.raises(error, match=f"argument of type '{name}'"):
+    with pytest.raises(ArtifactError, match=f"argument of type '{name}'"):
         DeviceModule("opencl", code)["k"](x, 1, 1)
 
 

@@ -105,7 +105,8 @@ class NativeModule(Module):
     """A shared library of packed functions: compiled by packhorse, or by TVM 0.2 to 0.27.
 
     Its code may call functions of imported modules and global functions by name. Where those are
-    kernels for devices, its functions take tensors of such a device.
+    kernels for devices, its functions take tensors of such a device: those that launch kernels.
+    Code of 0.2 to 0.20 that does not would take their handles for addresses, and cannot be told.
 
     Arguments are checked before the call as far as the library says what it takes: TVM's llvm
     target of 0.2 to 0.20 leaves count, kinds, ranks and dtypes in it, not extents. Code of 0.22

@@ -224,7 +224,7 @@ def read_device_code(kind: str, data: bytes) -> DeviceCode:
         Not a kind of device code, or damaged.
     """
     r = BlobReader(data, f"'{kind}' module", extra_tags=True)
-    if kind in ("opencl", "cuda", "rocm", "hip", "hexagon"):
+    if kind in ("opencl", "cuda", "rocm", "hip", "hsaco", "hexagon"):
         made = DeviceCode(r.text("format"), r.functions(), r.raw("code"))
     elif kind in ("metal", "vulkan", "webgpu"):
         name, functions = r.text("format"), r.functions()
