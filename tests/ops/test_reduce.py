@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracle import check, evaluator, infer, lowered, node_of, reference
 
 from packhorse.errors import ModelError, UnsupportedOperator
@@ -130,31 +128,3 @@ def test_hardmax(dtype: str) -> None:
 def test_hardmax_error() -> None:
     with pytest.raises(ModelError, match="axis 2 is outside"):
         infer(node_of("Hardmax", [random(2, 3)], {"axis": 2}), [random(2, 3)])
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    data=st.lists(st.integers(-5, 5), min_size=1, max_size=12),
-    largest=st.booleans(), dtype=st.sampled_from(["float32", "int64", "float64"]),
-    k=st.integers(0, 12),
-)  # fmt: skip
-def test_top_k(data: list[int], largest: bool, dtype: str, k: int) -> None:
-    x = np.array([data, data[::-1]], dtype)
-    inputs = [x, np.array([min(k, len(data))], np.int64)]
-    check("TopK", inputs, {"largest": int(largest)}, outputs=2, lower=False)
-
-
-def test_top_k_other_axis_and_unsigned() -> None:
-    x = np.array([[3, 0], [255, 7], [3, 9]], np.uint8)
-    values, where = reference(node_of("TopK", [x, axes(2)], {"axis": 0}, 2), [x, axes(2)])
-    assert values.tolist() == [[255, 9], [3, 7]]
-    assert where.tolist() == [[1, 2], [0, 1]]
-
-
-def test_top_k_errors() -> None:
-    x = random(2, 3)
-    node = node_of("TopK", [x, axes(4)], {}, 2)
-    with pytest.raises(ModelError, match=r"k is \[4\].*3 elements"):
-        infer(node, [x, axes(4)])
-    with pytest.raises(NotStatic):
-        infer(node, [x, axes(4)], known=())

@@ -53,6 +53,7 @@ FAMILIES = (
     "pool",
     "unpool",
     "reduce",
+    "top_k",
     "scan",
     "norm",
     "recurrent",

@@ -10,7 +10,7 @@ import numpy as np
 
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
-from packhorse.kernel.expr import Expr, Reduce, affine, call, const, is_float, select
+from packhorse.kernel.expr import Expr, Reduce, affine, call, const, select
 from packhorse.kernel.lowering import Lazy, Lowering, axes_of, compute_dtype, lazy
 from packhorse.ops._window import (
     Window,
@@ -22,6 +22,7 @@ from packhorse.ops._window import (
     wide,
     window_of,
 )
+from packhorse.ops.reduce import lowest
 from packhorse.ops.registry import Array, Inference, operator
 
 __all__ = [
@@ -53,11 +54,6 @@ def infer_pool(ctx: Inference) -> list[TensorType]:
     return types[: len(ctx.node.outputs)]
 
 
-def lowest(dtype: np.dtype[Any]) -> float:
-    """The neutral element of a maximum."""
-    return -math.inf if dtype.kind not in "iu" else int(np.iinfo(dtype).min)
-
-
 def lower_max_pool(ctx: Lowering) -> Lazy:
     """Maximum over the window; positions in the padding are skipped by a guard."""
     if len(ctx.output_types) > 1:
@@ -70,8 +66,7 @@ def lower_max_pool(ctx: Lowering) -> Lazy:
     guard = inside(index, x.shape[2:], plan.halo(x.shape[2:]))
     if guard is not None:
         dtype = value.dtype
-        neutral = -math.inf if is_float(dtype) else lowest(np.dtype(dtype))
-        value = select(guard, guarded(value, guard), const(neutral, dtype))
+        value = select(guard, guarded(value, guard), const(lowest(np.dtype(dtype)), dtype))
     return lazy(ctx, Reduce("max", taps, value, value.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Reductions over axes, and what orders along one: ArgMax, Hardmax, TopK."""
+"""Reductions over axes, and the positions of extremes: ArgMax, ArgMin, Hardmax."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from packhorse.ops._window import narrow, wide
 from packhorse.ops.registry import Array, Inference, operator
 from packhorse.ops.rules import compiled, known, labelled, normal_axes, normal_axis, whole
 
-__all__ = ["hardmax", "top_k"]
+__all__ = ["hardmax"]
 
 
 @dataclass(frozen=True)
@@ -320,54 +320,3 @@ def hardmax(x: Array, *, axis: int = -1) -> Array:
         best = np.expand_dims(np.argmax(wide(x), axis=axis), axis)
         np.put_along_axis(out, best, np.ones((), x.dtype), axis=axis)
     return out
-
-
-def top_shape(shape: tuple[int, ...], k: Array, axis: int) -> tuple[int, tuple[int, ...]]:
-    """Normalised axis and shape of TopK's outputs; ModelError when k does not fit."""
-    axis = normal_axis(axis, len(shape))
-    listed = whole(k, "k")
-    if len(listed) != 1 or not 0 <= listed[0] <= shape[axis]:
-        raise ModelError(
-            f"TopK: k is {listed}, but axis {axis} of an input of shape {shape} has "
-            f"{shape[axis]} elements. k must be one number between 0 and that"
-        )
-    return axis, (*shape[:axis], listed[0], *shape[axis + 1 :])
-
-
-@labelled
-def infer_top_k(ctx: Inference) -> list[TensorType]:
-    """Shape rule of TopK: values and int64 positions; k must be known."""
-    _, shape = top_shape(ctx.shape(0), ctx.value(1), ctx.attr("axis"))
-    return [TensorType(ctx.type(0).dtype, shape), TensorType(np.dtype(np.int64), shape)]
-
-
-@operator("TopK", infer=infer_top_k)
-def top_k(
-    x: Array, k: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1
-) -> tuple[Array, Array]:
-    """The ``k`` largest (smallest) values along an axis, and their positions (ONNX TopK-11).
-
-    Parameters
-    ----------
-    x : numeric array
-    k : int64 array of one element
-
-    Returns
-    -------
-    array and int64 array, both with ``k`` elements along ``axis``
-        Always sorted; of equal values the one at the lower position comes first.
-
-    Raises
-    ------
-    ModelError
-        ``k`` larger than the axis.
-    """
-    d, shape = top_shape(x.shape, k, axis)
-    data = wide(x)
-    if largest:
-        # a stable descending order is the reverse of a stable ascending one of the reverse
-        order = x.shape[d] - 1 - np.flip(np.argsort(np.flip(data, d), axis=d, kind="stable"), d)
-    else:
-        order = np.argsort(data, axis=d, kind="stable")
-    chosen = np.take(order, np.arange(shape[d]), axis=d).astype(np.int64)
-    return np.take_along_axis(x, chosen, axis=d), chosen

@@ -25,12 +25,12 @@ from packhorse.kernel.expr import (
     call,
     cast,
     const,
-    is_float,
     select,
 )
 from packhorse.kernel.lowering import Lazy, Lowering, axes_of, lazy
 from packhorse.ops._indices import along, check_integers, depth, tuples, wrapped
 from packhorse.ops._window import guarded
+from packhorse.ops.reduce import highest, lowest
 from packhorse.ops.registry import Inference, operator
 from packhorse.ops.rules import Array, compiled, labelled, normal_axis, text
 
@@ -117,17 +117,18 @@ def _by_search(
     combine, op = _COMBINES[how]
     if element.dtype == "bool":
         raise UnsupportedOperator(f"a scatter with {how} of bool is not compiled")
-    value = select(names(j), update(j), const(_neutral(how, element.dtype), element.dtype))
+    value = select(
+        names(j), update(j), const(_NEUTRAL[how](np.dtype(element.dtype)), element.dtype)
+    )
     return lazy(ctx, call(op, element, Reduce(combine, (axis,), value, element.dtype)))
 
 
-def _neutral(how: str, dtype: str) -> float:
-    if how in ("add", "mul"):
-        return 0 if how == "add" else 1
-    if is_float(dtype):
-        return -math.inf if how == "max" else math.inf
-    limits = np.iinfo(dtype)
-    return int(limits.min if how == "max" else limits.max)
+_NEUTRAL: dict[str, Callable[[np.dtype[Any]], float]] = {
+    "add": lambda _: 0,
+    "mul": lambda _: 1,
+    "max": lowest,
+    "min": highest,
+}
 
 
 # ScatterElements

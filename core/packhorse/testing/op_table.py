@@ -101,8 +101,12 @@ def _reductions() -> Iterator[Row]:
         yield op, ["f32u 71x3", np.array(0)], attrs, {"constant": (1,)}
     for op, dtype in product(("CumSum", "CumProd"), ("f64", "i32", "i64")):
         yield op, [f"{dtype} 2x11", np.array(-1)], {}, {"constant": (1,)}
-    for k, axis in product((1, 3), (0, -1)):
-        yield "TopK", ["f32 5x7", [k]], {"axis": axis}, {"outputs": 2}
+    for k, axis, largest in product((1, 3), (0, -1), (0, 1)):
+        attrs = {"axis": axis, "largest": largest}
+        yield "TopK", ["f32 5x7", [k]], attrs, {"outputs": 2}
+    for dtype in ("f16", "f64", "i32", "u8"):
+        yield "TopK", [f"{dtype} 3x40", [5]], {}, {"outputs": 2}
+    yield "TopK", ["f32 2x100", [40]], {}, {"outputs": 2}
     for axis in (-1, 1):
         scale = "f32 6" if axis == -1 else "f32 5x6"
         yield "LayerNormalization", ["f32 3x5x6", scale, scale], {"axis": axis}, {}
