@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,6 +27,12 @@ from packhorse.testing.graphs import GRAPHS
 
 MODULES = ("packhorse_acme", "packhorse_acme.backend", "packhorse_acme.language",
            "packhorse_acme.plugin", "packhorse_acme.toolchain")  # fmt: skip
+
+COMPILERS = ("cc", "gcc", "clang")
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, COMPILERS)),
+    reason=f"the package needs a C compiler: {', '.join(COMPILERS)}",
+)
 
 
 @pytest.fixture
