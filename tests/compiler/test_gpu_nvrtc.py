@@ -1,15 +1,14 @@
-"""The CUDA text is what NVIDIA's own compiler takes: NVRTC to sm_90, no GPU and no driver."""
+"""CUDA text is what NVRTC takes for sm_90, HIP text what clang takes for gfx90a; no GPU needed."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-from pathlib import Path
+import re
 
 import pytest
 from codegen_kit import at, dense, to
+from gpu_offline import GFX_90A, SM_90, hip, nvrtc
 
-from packhorse.compiler.gpu_schedule import GpuSchedule, GpuTarget, gpu_schedule
+from packhorse.compiler.gpu_schedule import _TILES, GpuSchedule, gpu_schedule
 from packhorse.compiler.lower_gpu import c_name, gpu_program
 from packhorse.kernel import Kernel
 from packhorse.kernel.expr import Reduce, call, cast
@@ -17,42 +16,13 @@ from packhorse.kernel.expr import Reduce, call, cast
 F32 = "float32"
 
 
-def nvrtc() -> ctypes.CDLL:
-    """The library of the wheel nvidia-cuda-nvrtc."""
-    found = importlib.util.find_spec("nvidia")
-    folders = list(found.submodule_search_locations or ()) if found else []
-    files = [f for folder in folders for f in Path(folder).glob("*/lib/libnvrtc.so*")]
-    if not files:
-        pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
-    return ctypes.CDLL(str(files[0]))
-
-
-def compiled(text: str) -> bytes:
-    """The cubin of a program; fails with NVRTC's log."""
-    library, program = nvrtc(), ctypes.c_void_p()
-    source = ctypes.c_char_p(text.encode())
-    assert not library.nvrtcCreateProgram(ctypes.byref(program), source, b"k.cu", 0, None, None)
-    options = (ctypes.c_char_p * 1)(b"--gpu-architecture=sm_90")
-    status = library.nvrtcCompileProgram(program, 1, options)
-    size = ctypes.c_size_t()
-    if status:
-        library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        library.nvrtcGetProgramLog(program, log)
-        pytest.fail(log.value.decode())
-    library.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetCUBIN(program, cubin)
-    library.nvrtcDestroyProgram(ctypes.byref(program))
-    return cubin.raw
-
-
-def product(dtype: str) -> Kernel:
-    value = Reduce("sum", (("k", 70),), at("a", "m", "k") * at("b", "n", "k"), F32)
+def product(dtype: str, shape: tuple[int, int, int] = (90, 80, 72)) -> Kernel:
+    m, n, k = shape
+    value = Reduce("sum", (("k", k),), at("a", "m", "k") * at("b", "n", "k"), F32)
     return Kernel(
-        "product", (("m", 90), ("n", 80)), (to("y", ("m", "n"), cast(value, dtype)),),
-        {"a": dense(90, 70, dtype=dtype), "b": dense(80, 70, dtype=dtype, constant=True),
-         "y": dense(90, 80, dtype=dtype)},
+        "product", (("m", m), ("n", n)), (to("y", ("m", "n"), cast(value, dtype)),),
+        {"a": dense(m, k, dtype=dtype), "b": dense(n, k, dtype=dtype, constant=True),
+         "y": dense(m, n, dtype=dtype)},
     )  # fmt: skip
 
 
@@ -82,13 +52,37 @@ def functions(dtype: str) -> Kernel:
 
 
 def test_nvrtc_takes_every_mode_and_operation():
-    target = GpuTarget("cuda", max_group=1024, local_bytes=48 << 10)
     kernels = [product(F32), product("float16"), softmax(500),
                *(functions(d) for d in (F32, "float64", "int32", "uint8", "int64"))]  # fmt: skip
     plans: list[tuple[str, Kernel, GpuSchedule]] = [
-        (f"f{i}", kernel, gpu_schedule(kernel, target)) for i, kernel in enumerate(kernels)
+        (f"f{i}", kernel, gpu_schedule(kernel, SM_90)) for i, kernel in enumerate(kernels)
     ]
     assert {plan.mode for _, _, plan in plans} == {"tiles", "rows", "points"}
-    cubin = compiled(gpu_program(plans, "cuda"))
+    cubin, usage = nvrtc(gpu_program(plans, "cuda"))
     assert cubin[:4] == b"\x7fELF"
+    assert set(usage) == {c_name(name) for name, _, _ in plans}
     assert all(c_name(name).encode() in cubin for name, _, _ in plans)
+    assert not any(taken.spilled for taken in usage.values())
+
+
+@pytest.mark.parametrize("tile", _TILES, ids=str)
+def test_no_tile_spills_registers(tile):
+    rows, columns, terms, *block = tile
+    group = rows * columns // (block[0] * block[1])
+    plan = GpuSchedule("tiles", ("m", "n"), ("m",), group, ("n",), tile[:3], tuple(block), lanes=4)
+    kernel = product(F32, (256, 256, 128))
+    _, usage = nvrtc(gpu_program([("f", kernel, plan)], "cuda"))
+    (taken,) = usage.values()
+    assert (taken.spilled, taken.stack) == (0, 0)
+    assert taken.registers * group <= 65536
+    assert taken.shared >= 4 * (rows + columns) * terms
+
+
+def test_hip_takes_every_mode_and_operation(tmp_path):
+    kernels = [product(F32, (512, 512, 64)), product("float16"), softmax(500),
+               *(functions(d) for d in (F32, "float64", "int32", "uint8", "int64"))]  # fmt: skip
+    plans = [(f"f{i}", k, gpu_schedule(k, GFX_90A)) for i, k in enumerate(kernels)]
+    text = hip(gpu_program(plans, "hip"), tmp_path)
+    assert all(f".amdhsa_kernel {c_name(name)}" in text for name, _, _ in plans)
+    assert re.search(r"global_load_dwordx4", text)
+    assert re.search(r"ds_read(_b128|2(st64)?_b64)", text)  # tiles are read as vectors
