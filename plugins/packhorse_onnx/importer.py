@@ -24,6 +24,7 @@ from packhorse_onnx import wire
 from packhorse_onnx.convert import has_schema, infer_types, to_opset
 from packhorse_onnx.functions import expand_local, expand_schema
 from packhorse_onnx.reader import GraphReader
+from packhorse_onnx.sequences import take_apart
 from packhorse_onnx.tensors import Weights, map_file
 
 __all__ = ["import_onnx"]
@@ -93,7 +94,7 @@ def _import(data: memoryview[int], folder: Path | None) -> Graph:
         model, types = infer_types(model)
     graph = GraphReader(Weights(folder), parts.tensors, types).main(model.graph)
     graph.metadata = _metadata(model)
-    return graph
+    return take_apart(graph)
 
 
 def _read(source: Any) -> tuple[memoryview[int], Path | None]:
