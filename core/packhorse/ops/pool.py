@@ -10,8 +10,8 @@ import numpy as np
 
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
-from packhorse.kernel.expr import Expr, Reduce, affine, call, const, select
-from packhorse.kernel.lowering import Lazy, Lowering, axes_of, compute_dtype, lazy
+from packhorse.kernel.expr import Affine, Axis, Expr, Index, Reduce, affine, call, const, select
+from packhorse.kernel.lowering import Lazy, Lowering, Operand, axes_of, compute_dtype, lazy
 from packhorse.ops._window import (
     Window,
     guarded,
@@ -54,20 +54,43 @@ def infer_pool(ctx: Inference) -> list[TensorType]:
     return types[: len(ctx.node.outputs)]
 
 
-def lower_max_pool(ctx: Lowering) -> Lazy:
+def lower_max_pool(ctx: Lowering) -> Lazy | tuple[Lazy, Lazy]:
     """Maximum over the window; positions in the padding are skipped by a guard."""
-    if len(ctx.output_types) > 1:
-        raise UnsupportedOperator("MaxPool with Indices is not compiled")
     x = ctx[0].stored()
     plan = pool_window("MaxPool", x.shape, ctx.attr)
+    taps, element, guard = _window_element(ctx, x, plan)
+    lowest_ = const(lowest(np.dtype(element.dtype)), element.dtype)
+    value = element if guard is None else select(guard, element, lowest_)
+    best = Reduce("max", taps, value, value.dtype)
+    if len(ctx.output_types) == 1:
+        return lazy(ctx, best)
+    return lazy(ctx, best), lazy(ctx, _first_position(ctx, x, plan, best), 1)
+
+
+def _window_element(
+    ctx: Lowering, x: Operand, plan: Window
+) -> tuple[tuple[Axis, ...], Expr, Expr | None]:
+    """Fresh axes over the window, the element there, and where it lies in the data."""
     taps = tuple(ctx.axis(k) for k in plan.kernel)
     index = plan.index(taps)
     value = x.at([*axes_of(2), *index])
     guard = inside(index, x.shape[2:], plan.halo(x.shape[2:]))
+    return taps, value if guard is None else guarded(value, guard), guard
+
+
+def _first_position(ctx: Lowering, x: Operand, plan: Window, best: Expr) -> Expr:
+    """Flat position of the first element of the window that equals ``best``."""
+    if ctx.attr("storage_order"):
+        raise UnsupportedOperator("MaxPool with column-major Indices is not compiled")
+    taps, element, guard = _window_element(ctx, x, plan)
+    flat = Affine()
+    for place, extent in zip((*axes_of(2), *plan.index(taps)), x.shape, strict=True):
+        flat = flat * extent + place
+    found = call("eq", element, best)
     if guard is not None:
-        dtype = value.dtype
-        value = select(guard, guarded(value, guard), const(lowest(np.dtype(dtype)), dtype))
-    return lazy(ctx, Reduce("max", taps, value, value.dtype))
+        found = call("and", found, guard)
+    last = math.prod(x.shape) - 1  # of NaN, which equals nothing
+    return Reduce("min", taps, select(found, Index(flat), last), "int64")
 
 
 @operator("MaxPool", infer=infer_pool, lower=lower_max_pool)

@@ -195,7 +195,9 @@ def _pools() -> Iterator[Row]:
         yield op, ["f32 2x3x11"], {"kernel_shape": [3]}, {}
         yield op, ["f32 1x2x5x5x5"], {"kernel_shape": [2, 2, 2]}, {}
         yield op, ["f16 1x2x6x6"], {"kernel_shape": [2, 2]}, {}
-    yield "MaxPool", ["f32 1x2x6x6"], {"kernel_shape": [2, 2]}, {"outputs": 2}
+    padded = {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 1]}
+    for attrs in ({"kernel_shape": [2, 2]}, padded):
+        yield "MaxPool", ["f32 2x2x6x6"], attrs, {"outputs": 2}
     yield "MaxPool", ["u8 1x2x6x6"], {"kernel_shape": [2, 2]}, {}
     yield "LpPool", ["f32 1x2x7x7"], {"kernel_shape": [2, 2]}, {}
     for op, shape in product(
