@@ -11,7 +11,18 @@ import numpy as np
 
 from packhorse.errors import ModelError, UnsupportedOperator
 from packhorse.graph.ir import TensorType
-from packhorse.kernel.expr import Affine, Expr, Index, Reduce, affine, call, cast, is_float, select
+from packhorse.kernel.expr import (
+    Affine,
+    Expr,
+    Index,
+    Reduce,
+    affine,
+    call,
+    cast,
+    const,
+    is_float,
+    select,
+)
 from packhorse.kernel.lowering import Lazy, Lowered, Lowering, axes_of, compute_dtype, lazy
 from packhorse.ops._window import narrow, wide
 from packhorse.ops.registry import Array, Inference, operator
@@ -162,6 +173,13 @@ def gather_index(
     return [reduced.get(d, out[d]) for d in range(rank)], out
 
 
+def _nothing(row: Reduction, dtype: str) -> Expr:
+    """What a reduction over no elements gives, as NumPy has it."""
+    with np.errstate(all="ignore"):
+        found = row.reference(np.zeros(0, dtype), axis=(0,))
+    return const(np.asarray(found).reshape(()).item(), dtype)
+
+
 def _lower(row: Reduction) -> Callable[[Lowering], Lowered]:
     def lower(ctx: Lowering) -> Lowered:
         x = ctx[0]
@@ -172,11 +190,12 @@ def _lower(row: Reduction) -> Callable[[Lowering], Lowered]:
         )
         if axes is None:
             return x
-        if x.dtype == "bool" or (row.floats_only and not is_float(x.dtype)):
+        logic = x.dtype == "bool" and row.combine not in ("max", "min")
+        if logic or (row.floats_only and not is_float(x.dtype)):
             raise UnsupportedOperator(f"{row.name} of {x.dtype} is not compiled")
         count = math.prod(x.shape[a] for a in axes)
         if not count:
-            raise UnsupportedOperator(f"{row.name} over no elements is not compiled")
+            return lazy(ctx, _nothing(row, compute_dtype(x.dtype)))
 
         def over(combine: str, fn: Callable[[Expr], Expr] | None) -> Expr:
             bound = {a: ctx.axis(x.shape[a]) for a in axes}

@@ -86,6 +86,8 @@ def _reductions() -> Iterator[Row]:
         for axes, keep in (([last], 1), ([0], 0), ([0, last], 1), (None, 0)):
             yield op, [f"f32+ {shape}", axes], {"keepdims": keep}, {}
     yield "ReduceLogSum", ["f32+ 3x5", [1]], {}, {}
+    yield from ((op, ["b 3x5", [1]], {}, {}) for op in ("ReduceMax", "ReduceMin"))
+    yield from ((op, ["f32 3x0x2", [1]], {}, {}) for op in ("ReduceSum", "ReduceProd", "ReduceMax"))
     for op, dtype in product(("ReduceSum", "ReduceMax", "ReduceMin"), ("f16", "f64", "i32", "i64")):
         yield op, [f"{dtype} 4x9", [1]], {}, {}
     for op, axis, keep in product(("ArgMax", "ArgMin"), (0, 1, -1), (0, 1)):
