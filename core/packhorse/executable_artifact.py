@@ -164,8 +164,10 @@ def _names(artifact: Artifact, wanted: str) -> list[str]:
     names = [str(choice) for choice in parse_choice(wanted)]
     if names != ["auto"]:  # auto:gpu means here what it means everywhere
         return names
-    targets = _by_priority(artifact.targets)
-    own = {t for t in targets if t in artifact.kinds or _launches(artifact, t)}
+    own = {t for t in artifact.targets if t in artifact.kinds or _launches(artifact, t)}
+    # backends are asked for their priority only where there is a choice: code of the host alone
+    # needs none of them
+    targets = _by_priority(artifact.targets) if own else artifact.targets
     return list(dict.fromkeys(target if target in own else "cpu" for target in targets))
 
 
