@@ -1,5 +1,7 @@
 """Host code that launches kernels wrongly, as no compiler would write it: errors, never a crash."""
 
+import gc
+
 import numpy as np
 import pytest
 from gpu_kit import opencl
@@ -125,6 +127,7 @@ def test_values_that_are_no_handles(lib, x):
 
 def test_temporary_memory(lib, x):
     device = opencl()
+    gc.collect()  # what earlier tests forgot is not to be freed in between
     before = device.memory()
     lib["workspace"](x, 4, 0, 4000, 0)
     lib["workspace"](x, 4, 0, 4000, 1)  # forgotten: taken back when the call ends
