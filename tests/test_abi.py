@@ -153,11 +153,15 @@ def test_echo(module, value):
     assert module["echo"].bind(value)() == value
 
 
+ONE = ph.tensor([0.5], "float32")  # its text is the name of a test: the same in every process
+HOST = ONE.device
+
+
 @pytest.mark.parametrize(
     ("value", "index"),
     [
         *((None, 0), (1, 1), (True, 2), (0.5, 3), (Handle(1), 4), (np.dtype("f4"), 5)),
-        *((ph.empty(1).device, 6), (ph.empty(1), 7), (np.zeros(1), 7), ("a", 8), (b"a", 9)),
+        *((HOST, 6), (ONE, 7), (np.zeros(1), 7), ("a", 8), (b"a", 9)),
         *((len, 68), (PythonModule({}), 73), (np.int8(1), 1), (np.float32(1), 3)),
     ],
     ids=str,
