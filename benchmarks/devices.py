@@ -5,10 +5,10 @@
 ``abs`` and ``rel`` are the largest difference of an output to onnxruntime's, ``rel`` in units of
 its largest value. ``host`` counts the nodes that run by their NumPy references, of all that are
 left after folding. ``cold`` is the first compilation, with caches on disk that were empty when the
-benchmark began, and ``warm`` the one after it, from the model in memory to a result; milliseconds are medians of the wall time of
-whole calls, inputs and outputs in host memory, both runtimes in turn and with all cores. The exit
-status is 1 where a model fails, differs by more than 1e-3 or leaves over 5 % of its nodes to the
-host. Trained models come from ``python benchmarks/fetch_models.py``.
+benchmark began, and ``warm`` the one after it, from the model in memory to a result; milliseconds
+are medians of the wall time of whole calls, inputs and outputs in host memory, both runtimes in
+turn and with all cores. The exit status is 1 where a model fails, differs by more than 1e-3 or
+leaves over 5 % of its nodes to the host. Trained models: ``python benchmarks/fetch_models.py``.
 """
 
 from __future__ import annotations
