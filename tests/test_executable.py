@@ -52,8 +52,12 @@ def test_shapes_are_fixed():
 @NEEDS_LLVM
 def test_it_runs_on_its_own_device_only():
     made = linear().compile(LLVM, shapes=SHAPES)
-    with pytest.raises(ArgumentValueError, match=r"compiled for 'llvm-cpu.*not for 'cpu:0'"):
-        made(batch_of(2), device="cpu")
+    for _ in range(2):  # the second call finds what the first one remembered
+        with pytest.raises(ArgumentValueError, match=r"compiled for 'llvm-cpu.*not for 'cpu:0'"):
+            made(batch_of(2), device="cpu")
+        with pytest.raises(ArgumentValueError, match=r"compiled for 'llvm-cpu.*not for 'cpu:0'"):
+            made.compile("cpu")
+    assert made.compile(LLVM) is made.compile(f"{LLVM},cpu") is made
 
 
 # ---------------------------------------------------------------- looking inside

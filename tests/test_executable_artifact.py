@@ -20,6 +20,7 @@ from packhorse.errors import (
     UnknownBackend,
 )
 from packhorse.executable import Executable
+from packhorse.executable_elsewhere import Elsewhere
 from packhorse.graph.ir import Node
 from packhorse.graph.program import Step
 from packhorse.module import PythonModule
@@ -100,6 +101,33 @@ def test_parts_that_do_not_fit_together(vault, tmp_path, name):
     assert str(path) in str(caught.value)
 
 
+@NEEDS_LLVM
+def test_weights_that_do_not_fit_code_of_the_host():
+    with linear().compile(LLVM, shapes=SHAPES) as executable:
+        found = executable.artifact()
+        with pytest.raises(ArtifactError, match="do not fit together: param 'p0' is missing"):
+            Executable.from_artifact(replace(found, params={}), "cpu")
+
+
+def test_a_weight_that_is_an_output_is_not_the_callers(vault):
+    program = vault_kit.program()
+    both = replace(program, outputs=(2, 1), output_names=("y", "w"))
+    with Executable.from_artifact(vault_kit.artifact(programs={"vault": both})) as loaded:
+        for _ in range(2):
+            y, w = loaded(X)
+            np.testing.assert_array_equal(w, np.arange(4, dtype=np.float32))
+            np.testing.assert_array_equal(y, Y)
+            w[:] = 7
+
+
+def test_a_device_that_could_not_be_opened_is_not_taken_for_the_first(two, vault, monkeypatch):
+    with Executable.from_artifact(two, "cpu") as loaded:
+        monkeypatch.setattr(vault.Vault, "load", lambda *_: None)
+        for _ in range(2):
+            with pytest.raises(PluginError, match="load"):
+                loaded(X, device="vault")
+
+
 def test_functions_of_the_registry_are_no_kernels(vault):
     step = Step("packhorse.no_such", (0, 1), (2,), "odd")
     found = vault_kit.artifact(programs={"vault": vault_kit.program(step)})
@@ -147,7 +175,7 @@ def test_the_backend_is_not_installed(tmp_path):
 def as_compiled():
     """An executable of ``vault`` as if it had been compiled here."""
     loaded = Executable.from_artifact(vault_kit.artifact())
-    loaded._artifact = loaded._reopen = None
+    loaded._artifact, loaded._elsewhere = None, Elsewhere(loaded.device.name)
     return loaded
 
 
@@ -238,7 +266,7 @@ def test_strings_from_outside_fill_no_memory(two):
     with Executable.from_artifact(two, "cpu") as loaded:
         for number in range(300):
             assert loaded.compile(f"cpu,vault:{number}") is loaded
-        assert len(loaded._meanings) == 256
+        assert len(loaded._elsewhere.meanings) == 256
 
 
 def test_priorities_decide_and_not_the_order(site, monkeypatch, tmp_path):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -14,14 +12,10 @@ import numpy as np
 
 from packhorse.compiler.placement import Choice, Placement
 from packhorse.compiler.result import Compiled, Report
-from packhorse.device import Device, device
+from packhorse.device import Device
 from packhorse.dtype import dtype as as_dtype
-from packhorse.errors import (
-    ArgumentTypeError,
-    ArgumentValueError,
-    CompileError,
-    DeviceClosed,
-)
+from packhorse.errors import ArgumentTypeError, ArgumentValueError, CompileError, DeviceClosed
+from packhorse.executable_elsewhere import Elsewhere
 from packhorse.feeds import Array, bind, no_such_input
 from packhorse.graph.ir import TensorType
 
@@ -34,9 +28,6 @@ Outputs: TypeAlias = Array | tuple[Array, ...]
 DeviceLike: TypeAlias = "str | Device | Choice | Placement | None"
 """A device string, a Device, ``None`` for the best that works, or several: device -> names of
 nodes, ``"auto"`` (what it has kernels for) or ``"rest"``."""
-
-_CACHED_STRINGS = 256
-"""Device strings remembered: they may come from outside."""
 
 
 class Executable:
@@ -64,15 +55,13 @@ class Executable:
         reopen: Callable[[Device], Executable] | None = None,
     ) -> None:
         self.device, self.inputs, self.output_names = device, dict(inputs), tuple(outputs)
-        self._compiled, self._artifact, self._reopen = compiled, artifact, reopen
+        self._compiled, self._artifact = compiled, artifact
         self._names = tuple(self.inputs)
         placed = compiled.placement
         self._where = device.name if placed is None else placed.name
         self._devices = (device,) if placed is None else placed.devices
         self._run: Callable[[Any], list[Array]] = compiled.executor.run
-        self._elsewhere: dict[str, Executable] = {}
-        self._meanings: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._elsewhere = Elsewhere(device.name, reopen, artifact)
         self._closed = False
 
     @classmethod
@@ -130,8 +119,8 @@ class Executable:
     def __call__(self, *args: Any, device: DeviceLike = None, **inputs: Any) -> Outputs:
         """Run; inputs and result as for :meth:`packhorse.Model.__call__`.
 
-        ``device`` may name the device it was compiled for or, for artifacts, any device that
-        they hold code for: all of host memory share one.
+        ``device`` may name the device (or the placement) it was compiled for or, for artifacts,
+        any device that they hold code for: all of host memory share one.
         """
         if device is not None and device != self._where:
             return self._on(device)(*args, **inputs)
@@ -182,7 +171,7 @@ class Executable:
     def outputs(self) -> dict[str, TensorType]:
         """Name -> dtype and shape of each output; empty shapes are unknown before a run."""
         unknown = TensorType(np.dtype(np.float32), None)
-        found = dict.fromkeys(self.output_names, unknown)
+        found = dict.fromkeys(self.output_names, unknown) | self.inputs  # some are both
         for made in self._compiled.parts or (self._compiled,):
             program = made.program
             if program is not None:
@@ -338,10 +327,9 @@ class Executable:
         self._compiled.executor.close()
         self._run = _refuse
         # code and weights go now, not when the last reference to this object does
-        self._compiled = replace(self._compiled, module=None, params={})
-        self._artifact = self._reopen = None
-        for other in self._elsewhere.values():
-            other.close()
+        self._compiled = self._compiled.without_code()
+        self._artifact = None
+        self._elsewhere.close()
 
     def __enter__(self) -> Executable:
         return self
@@ -359,7 +347,7 @@ class Executable:
 
     def _require_unlinked(self) -> None:
         """Refuse to link what was loaded and not compiled."""
-        if self._reopen is not None:
+        if self._elsewhere.reopen is not None:
             raise CompileError(
                 "nothing was written: this executable was loaded, and its library is linked "
                 "already. Copy the file it came from (an artifact may be saved as a folder or a "
@@ -381,39 +369,20 @@ class Executable:
             )
         return self._compiled.program
 
-    def _on(self, wanted: DeviceLike) -> Executable:
+    def _on(self, wanted: str | Device | Choice | Placement) -> Executable:
         self._require_open()
-        if isinstance(wanted, str) and wanted in self._meanings:
-            known = self._elsewhere.get(self._meanings[wanted], self)
-            if known.usable:
-                return known
-        if self._compiled.placement is not None or isinstance(wanted, (Mapping, Placement)):
+        if isinstance(wanted, Mapping):
+            wanted = Placement.of(wanted)
+        if isinstance(wanted, Placement) or self._compiled.placement is not None:
+            name = getattr(wanted, "name", wanted)
+            if name == self._where:
+                return self
             raise ArgumentValueError(
-                f"this executable was compiled for {self._where}, not for {wanted}. Call the "
+                f"this executable was compiled for {self._where}, not for {name}. Call the "
                 "model, or compile it for that"
             )
-        found = self._meant(wanted)
-        if isinstance(wanted, str) and len(self._meanings) < _CACHED_STRINGS:
-            self._meanings[wanted] = found.name
-        if found.name == self.device.name:
-            return self
-        if self._reopen is None:
-            raise ArgumentValueError(
-                f"this executable was compiled for '{self.device.name}', not for "
-                f"'{found.name}'. Load the model and compile it for that device"
-            )
-        with self._lock:
-            made = self._elsewhere.get(found.name)
-            if made is None or not made.usable:  # its device was closed, and opened anew
-                made = self._elsewhere[found.name] = self._reopen(found)
-            return made
-
-    def _meant(self, wanted: str | Device | None) -> Device:
-        if self._artifact is None or wanted is None:
-            return device(wanted)
-        from packhorse.executable_artifact import device_for
-
-        return device_for(self._artifact, wanted)
+        found = self._elsewhere.on(wanted)
+        return self if found is None else found
 
 
 def _refuse(feeds: Any) -> list[Array]:

@@ -188,16 +188,16 @@ def _opened(artifact: Artifact, where: Device) -> Opened:
     program = artifact.program(target)
     module = _module(artifact, target, where)
     executor: Runner
-    if where.info.is_host:
-        threads = getattr(where, "threads", 0)
-        executor = GraphExecutor(program, module, artifact.params, threads=threads, host=_host)
-    else:
-        try:
+    try:
+        if where.info.is_host:
+            threads = getattr(where, "threads", 0)
+            executor = GraphExecutor(program, module, artifact.params, threads=threads, host=_host)
+        else:
             executor = DeviceExecutor(program, module, artifact.params, where, host=_host)
-        except (ArgumentError, FunctionNotFound) as error:
-            raise ArtifactError(
-                f"program, weights and code for '{target}' do not fit together: {error}"
-            ) from error
+    except (ArgumentError, FunctionNotFound) as error:
+        raise ArtifactError(
+            f"program, weights and code for '{target}' do not fit together: {error}"
+        ) from error
     made = Compiled(executor, _report(program, where), program, module, artifact.params)
     return where, input_types(program), program.output_names, made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,3 +75,8 @@ class Compiled:
     note: str = ""
     parts: tuple[Compiled, ...] = ()
     placement: Placement | None = None
+
+    def without_code(self) -> Compiled:
+        """The same without modules and weights, those of its parts included."""
+        parts = tuple(part.without_code() for part in self.parts)
+        return replace(self, module=None, params={}, parts=parts)

@@ -224,7 +224,8 @@ class DeviceExecutor(ProgramExecutor):
         state = self._state()
         for number in self._fetch:
             array = state.read(number)
-            found.append(array.copy() if number in self._mirror else array)
+            known = number in self._mirror or number in self._params  # ours, not the caller's
+            found.append(array.copy() if known else array)
         self._mirror.clear()
         return found
 
