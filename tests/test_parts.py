@@ -1,6 +1,7 @@
 """One model on several devices: choice per call, placement, copies, inputs of other devices."""
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -208,6 +209,15 @@ def test_memory_of_parts_comes_back():
     assert (after.used, after.live) == (before.used, before.live)
 
 
+def test_code_and_weights_of_parts_go_when_it_is_closed():
+    executable = diamond().compile({DEVICE: ["first/*"], LLVM: "rest"}, shapes={"x": (2, 6)})
+    held = [weakref.ref(part.module) for part in executable._compiled.parts]
+    assert len(held) > 1
+    executable.close()
+    assert [module() for module in held] == [None] * len(held)
+    assert not any(part.params for part in executable._compiled.parts)
+
+
 def test_compile_takes_models_graphs_and_files(tmp_path):
     x = np.ones((2, 4), np.float32)
     model = linear()
@@ -247,6 +257,12 @@ def test_an_executable_of_parts_refuses_other_devices_and_saving(tmp_path):
     executable = model.compile({DEVICE: ["last"], LLVM: "rest"}, shapes={"x": (3, 6)})
     with pytest.raises(ArgumentValueError, match="was compiled for opencl:0=last"):
         executable(some(), device=DEVICE)
+    with pytest.raises(ArgumentValueError, match=r"not for opencl:0=meet; llvm-cpu:0\?threads=1="):
+        executable(some(), device={DEVICE: ["meet"], LLVM: "rest"})
+    with pytest.raises(ArgumentTypeError, match="not list"):
+        linear().compile([DEVICE, LLVM], shapes={"x": (2, 4)})
+    same = {DEVICE: ["last"], LLVM: "rest"}
+    assert executable.compile(same) is executable.compile(Placement.of(same)) is executable
     with pytest.raises(CompileError, match="cannot be saved as one"):
         executable.save(tmp_path / "m.packhorse")
     assert not list(tmp_path.iterdir())
@@ -288,9 +304,41 @@ def test_an_output_that_is_an_input_is_not_the_callers_array():
     assert y.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("choice", ["cpu", LLVM, DEVICE, {LLVM: ["relu"]}, {DEVICE: ["re*"]}])
+def test_a_value_that_is_two_outputs_is_two_arrays(choice):
+    graph = Graph("g", [value("x", (2,))], [value("y", (2,))] * 2,
+                  [Node("Relu", ["x"], ["y"], name="relu")])  # fmt: skip
+    y, z = Model(graph)(np.array([-1, 1], F32), device=choice)
+    y[:] = 5
+    assert z.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(2), np.zeros(3, F32)])
+def test_inputs_that_no_part_reads_are_checked(wrong):
+    nodes = [Node("Relu", ["x"], ["y"], name="relu")]
+    inputs = [value("x", (2,)), value("unread", (2,))]
+    graph = Graph("g", inputs, [value("y", (2,)), inputs[1]], nodes)
+    executable = Model(graph).compile({LLVM: ["relu"]})
+    assert str(executable.outputs["unread"]) == "float32[2]"
+    x = np.array([-1, 1], F32)
+    assert executable(x, x)[1].tolist() == [-1, 1]
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="'unread' must"):
+        executable(x, wrong)
+
+
 def test_the_name_of_a_placement_is_its_key():
     choice = {"opencl": ["a", "b*"], "llvm-cpu": "rest"}
     assert Placement.of(choice).name == "opencl:0=a,b*; llvm-cpu:0=rest"
+    rules = [["a,b"], ["a", "b"], ["'a,b'"], ["a", "b; cpu:0=c"], "rest", ["rest"], ["'rest'"], []]
+    assert len({Placement.of({"cpu": rule}).name for rule in rules}) == len(rules)
+
+
+def test_brackets_in_names_are_no_wildcards():
+    names = ["layer[0]/relu", "layer[1]/exp"]
+    nodes = [Node("Relu", ["x"], ["a"], name=names[0]), Node("Exp", ["a"], ["y"], name=names[1])]
+    model = Model(Graph("g", [value("x", (2,))], [value("y", (2,))], nodes))
+    rows = model.compile({"cpu": ["layer[0]*"], LLVM: ["layer[1]/ex?"]}).report()
+    assert [row.device for row in rows] == ["cpu:0", "llvm-cpu:0?threads=1"]
 
 
 # -- inputs that lie on a device ------------------------------------------------------------------

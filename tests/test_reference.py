@@ -54,6 +54,15 @@ def test_results_are_the_callers_own() -> None:
     assert run({"x": x})["z"].tolist() == [0, 0]
 
 
+def test_results_are_not_each_others() -> None:
+    nodes = [Node("Neg", ["x"], ["a"]), Node("Identity", ["a"], ["b"])]
+    found = ReferenceExecutable(Graph("g", [value("x")], [value("a"), value("b")], nodes)).run(
+        {"x": np.ones(2, F32)}
+    )
+    found["a"][:] = 5
+    assert found["b"].tolist() == [-1, -1]
+
+
 def test_dead_values_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     alive = []
     names = [f"v{i}" for i in range(6)]

@@ -17,6 +17,7 @@ from packhorse.errors import CompileError, UnsupportedOperator
 from packhorse.graph.device_executor import DeviceExecutor
 from packhorse.graph.ir import Graph, TensorType, walk
 from packhorse.graph.parts import Part, PartsExecutor
+from packhorse.graph.program import Entry
 from packhorse.ops.registry import NotStatic
 
 __all__ = ["compile_parts"]
@@ -103,9 +104,9 @@ def _compiled(
         for made in reversed(done):
             made.executor.close()
         raise
-    executor = PartsExecutor(
-        ready, [v.name for v in static.inputs], [v.name for v in static.outputs]
-    )
+    types = [(v.name, static.type_of(v.name)) for v in static.inputs]
+    inputs = [Entry(name, t.dims, str(t.dtype), k) for k, (name, t) in enumerate(types)]
+    executor = PartsExecutor(ready, inputs, [v.name for v in static.outputs])
     return Compiled(
         executor, [row for made in done for row in made.report], timings=timings,
         parts=tuple(done), placement=placement,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ __all__ = ["Choice", "Placement", "partition"]
 Rule: TypeAlias = Literal["rest", "auto"] | tuple[str, ...]
 Choice: TypeAlias = Mapping[Any, str | Sequence[str]]
 """Device or device string -> names of nodes, ``"auto"`` or ``"rest"``."""
+_SIGNS = re.compile("[,;='\"]")
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """The choice as one line."""
-        texts = (r if isinstance(r, str) else ",".join(r) for r in self.rules)
+        """The choice as one line, which no other choice has."""
+        texts = (r if isinstance(r, str) else ",".join(map(_quoted, r)) for r in self.rules)
         return "; ".join(f"{d.name}={t}" for d, t in zip(self.devices, texts, strict=True))
 
     def check(self, graph: Graph) -> None:
@@ -137,8 +139,13 @@ def node_name(node: Node) -> str:
     return node.name or node.outputs[0]
 
 
+def _quoted(name: str) -> str:
+    """A name, quoted where it could be taken for something else than one name."""
+    return repr(name) if name in ("rest", "auto") or _SIGNS.search(name) else name
+
+
 def _rule(name: Any, rule: Any) -> Rule:
-    if rule in ("rest", "auto"):
+    if isinstance(rule, str) and rule in ("rest", "auto"):
         return "rest" if rule == "rest" else "auto"
     if isinstance(rule, str) or not isinstance(rule, Sequence):
         raise ArgumentTypeError(
@@ -152,7 +159,10 @@ def _rule(name: Any, rule: Any) -> Rule:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or (("*" in pattern or "?" in pattern) and fnmatchcase(name, pattern))
+    """Whether a name is meant. Brackets, as in ``layers[0]/mul``, are no wildcards."""
+    if "*" not in pattern and "?" not in pattern:
+        return name == pattern
+    return name == pattern or fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def partition(static: Graph, where: Sequence[int]) -> list[tuple[int, Graph]]:

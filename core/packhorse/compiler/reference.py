@@ -123,8 +123,10 @@ class ReferenceExecutable:
         env: Env = {name: check_input(value, inputs[name]) for name, value in wanted.items()}
         with np.errstate(all="ignore"):  # inf and nan are values here, not accidents
             results = self._run_graph(self.graph, ChainMap(env, self._frozen(self.graph)))
-        names = (value.name for value in self.graph.outputs)
-        return {name: _owned(array, inputs) for name, array in zip(names, results, strict=True)}
+        found: dict[str, Array] = {}
+        for value, array in zip(self.graph.outputs, results, strict=True):
+            found[value.name] = _owned(array, (*inputs.values(), *found.values()))
+        return found
 
     def _run_graph(self, graph: Graph, env: ChainMap[str, Array]) -> list[Array]:
         """Outputs of a graph; ``env.maps[0]`` is its own scope, values leave it after last use."""
@@ -265,9 +267,10 @@ def _stack(parts: list[Array], out: Value, axis: int) -> Array:
     return np.zeros((0, *shape), out.type.dtype)
 
 
-def _owned(array: Array, inputs: Mapping[str, Any]) -> Array:
-    """A result the caller may write to: not an input, not a constant, not a view of one."""
-    given = any(array is x for x in inputs.values())
+def _owned(array: Array, others: Sequence[Any]) -> Array:
+    """A result the caller may write to: none of the others (inputs, results before), not a
+    constant, not a view of one."""
+    given = any(array is x for x in others)
     if array.flags.writeable and array.flags.owndata and not given:
         return array
     return np.array(array, order="C")

@@ -45,7 +45,8 @@ class ProgramExecutor:
     _report: ExecutorReport
 
     def __init__(self, program: Program) -> None:
-        self.program, self.signature = program, Signature(program)
+        self.program = program
+        self.signature = Signature([program.entries[i] for i in program.inputs])
 
     def input_info(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Input name -> (dtype, shape), in the order of positional inputs."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from packhorse.errors import ArgumentTypeError, ArgumentValueError, did_you_mean
 from packhorse.graph._storage import Array, entry_dtype
-from packhorse.graph.program import Program
+from packhorse.graph.program import Entry
 from packhorse.tensor import Tensor, TensorDevice
 
 __all__ = ["Inputs", "Signature"]
@@ -18,7 +18,7 @@ Inputs: TypeAlias = Mapping[str, Any] | Sequence[Any]
 
 
 class Signature:
-    """The inputs of a program.
+    """The inputs of a program, or of several that make one model.
 
     Attributes
     ----------
@@ -26,8 +26,8 @@ class Signature:
         Inputs that were given as tensors of another device -> that device, and the bytes copied.
     """
 
-    def __init__(self, program: Program) -> None:
-        self._entries = [program.entries[i] for i in program.inputs]
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = list(entries)
         self._types = {e.name: (entry_dtype(e), e.shape) for e in self._entries}
         self.copied: dict[str, tuple[str, int]] = {}
 

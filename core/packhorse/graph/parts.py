@@ -13,8 +13,10 @@ import numpy as np
 
 from packhorse.errors import DeviceClosed
 from packhorse.graph._base import Copy, check_repeat
+from packhorse.graph._inputs import Inputs, Signature
 from packhorse.graph._segments import HOST_PREFIX
 from packhorse.graph._storage import Array
+from packhorse.graph.program import Entry
 
 __all__ = ["Part", "PartExecutor", "PartsExecutor"]
 
@@ -54,34 +56,45 @@ class PartsExecutor:
     ----------
     parts : sequence of Part
         In execution order.
-    inputs, outputs : sequence of str
-        Names of the model's inputs and outputs.
+    inputs : sequence of Entry
+        The model's; their storage means nothing.
+    outputs : sequence of str
+        Names of the model's outputs.
     """
 
     def __init__(
-        self, parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str]
+        self, parts: Sequence[Part], inputs: Sequence[Entry], outputs: Sequence[str]
     ) -> None:
-        self._parts, self._inputs, self._outputs = tuple(parts), tuple(inputs), tuple(outputs)
+        self._parts, self._outputs = tuple(parts), tuple(outputs)
+        self._signature = Signature(inputs)
+        self._inputs = [entry.name for entry in inputs]
+        taken = {name for part in parts for name in part.takes}
+        self._unread = [name for name in self._inputs if name not in taken]
         self._lock, self._closed = threading.Lock(), False
 
-    def run(self, inputs: Mapping[str, Any]) -> list[Array]:
-        """Run all parts; inputs by name, results and errors as for :meth:`GraphExecutor.run`."""
+    def run(self, inputs: Inputs) -> list[Array]:
+        """Run all parts; inputs, results and errors as for :meth:`GraphExecutor.run`."""
         with self._lock:
             values = self._start(inputs)
             for part in self._parts:
                 part.run(values)
-            return [self._result(name, values[name]) for name in self._outputs]
+            return [self._result(k, values[name]) for k, name in enumerate(self._outputs)]
 
-    def _start(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _start(self, inputs: Inputs) -> dict[str, Any]:
         if self._closed:
             raise DeviceClosed("this executor was closed; create another to run the model")
-        return dict(inputs)
+        values = dict(self._signature.by_name(inputs))
+        for name in self._unread:  # the others are checked by the parts that take them
+            values[name] = self._signature.accept(values, name)
+        return values
 
-    def _result(self, name: str, value: Any) -> Array:
-        """An output; one that is an input as well must not be the caller's own array."""
-        return np.array(value) if name in self._inputs else value
+    def _result(self, number: int, value: Any) -> Array:
+        """An output: never the caller's own array, nor the same one as another output."""
+        name = self._outputs[number]
+        shared = name in self._inputs or name in self._outputs[:number]
+        return np.array(value) if shared else value
 
-    def profile(self, inputs: Mapping[str, Any], repeat: int = 10) -> list[tuple[str, str, float]]:
+    def profile(self, inputs: Inputs, repeat: int = 10) -> list[tuple[str, str, float]]:
         """Time every step of every part: (step name, function, median microseconds).
 
         A part that runs by the references is one row. Raises as the executors do.
