@@ -28,6 +28,7 @@ from packhorse.errors import (
 
 __all__ = ["HOST_OPTIONS", "INFO", "CpuBackend", "HostDevice", "HostMemory", "host_name"]
 
+
 class _Counters:
     """Allocation counters shared by a device and its blocks (which may outlive it)."""
 
