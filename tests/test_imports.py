@@ -31,7 +31,8 @@ LAYERS = (
 """Highest first; a module imports from its own layer and those below."""
 
 NATIVE_USERS = {
-    *("native", "tensor", "function", "module", "module_device", "graph", "cpu", "tvm_ffi_bridge"),
+    *("native", "tensor", "tensor_base", "function", "module", "module_device", "graph", "cpu"),
+    "tvm_ffi_bridge",
 }
 """Who may touch the C core."""
 
