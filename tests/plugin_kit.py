@@ -1,5 +1,6 @@
 """Writes real distributions with entry points, for tests of the plugin system."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -36,6 +37,13 @@ GOOD = """
         Backend.context = context
         return Backend()
 """
+
+
+def needs_pip() -> None:
+    """Skip a module where pip is missing; importing pip would take setuptools' distutils away from
+    this process."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("wheels are installed by pip", allow_module_level=True)
 
 
 def write_dist(

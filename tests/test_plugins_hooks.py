@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from plugin_kit import Environment, write_wheel
+from plugin_kit import Environment, needs_pip, write_wheel
 
-pytest.importorskip("pip", reason="wheels are installed by pip")
+needs_pip()
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 
 DEVICES = [name for name, package in (("cpu", "numpy"), ("llvm-cpu", "llvmlite"))

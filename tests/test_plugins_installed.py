@@ -7,9 +7,9 @@ import importlib.util
 import json
 
 import pytest
-from plugin_kit import Environment, good, info_only, write_wheel
+from plugin_kit import Environment, good, info_only, needs_pip, write_wheel
 
-pytest.importorskip("pip", reason="wheels are installed by pip")
+needs_pip()
 
 BACKENDS = "packhorse.backends"
 OURS = [name for name, package in (("cpu", "numpy"), ("llvm-cpu", "llvmlite"),
