@@ -1,6 +1,6 @@
 """Writes real distributions with entry points, for tests of the plugin system."""
 
-import importlib.util
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -40,9 +40,11 @@ GOOD = """
 
 
 def needs_pip() -> None:
-    """Skip a module where pip is missing; importing pip would take setuptools' distutils away from
-    this process."""
-    if importlib.util.find_spec("pip") is None:
+    """Skip a module where pip is missing. Only its metadata is asked: looking for the module already
+    takes setuptools' distutils away from this process."""
+    try:
+        importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError:
         pytest.skip("wheels are installed by pip", allow_module_level=True)
 
 
