@@ -40,8 +40,11 @@ GOOD = """
 
 
 def needs_pip() -> None:
-    """Skip a module where pip is missing. Only its metadata is asked: looking for the module already
-    takes setuptools' distutils away from this process."""
+    """Skip a module where pip is missing.
+
+    Only its metadata is asked: looking for the module would take setuptools' distutils away from
+    this process.
+    """
     try:
         importlib.metadata.distribution("pip")
     except importlib.metadata.PackageNotFoundError:
