@@ -8,7 +8,7 @@ from oracle import check, infer, node_of, reference
 
 from packhorse.errors import ModelError
 from packhorse.kernel.expr import Load, affine, call, loads
-from packhorse.ops.pad import guarded
+from packhorse.ops._window import guarded
 
 X = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
 

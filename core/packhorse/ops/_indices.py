@@ -7,9 +7,9 @@ import numpy as np
 from packhorse.errors import ModelError
 from packhorse.kernel.expr import Expr, call, cast, select
 from packhorse.ops.registry import Inference
-from packhorse.ops.rules import Array
+from packhorse.ops.rules import Array, normal_axis
 
-__all__ = ["along", "check_integers", "depth", "safe_index", "tuples", "wrapped"]
+__all__ = ["along", "check_elements", "check_integers", "depth", "safe_index", "tuples", "wrapped"]
 
 
 def wrapped(indices: Array, extent: int, what: str) -> Array:
@@ -26,6 +26,18 @@ def check_integers(ctx: Inference, i: int) -> None:
     """Input ``i`` must hold integers."""
     if ctx.type(i).dtype.kind not in "iu":
         raise ModelError(f"indices must be integers, found {ctx.type(i).dtype}")
+
+
+def check_elements(ctx: Inference) -> tuple[int, ...]:
+    """The shape of input 1: indices along one axis of input 0, and within it on the others."""
+    check_integers(ctx, 1)
+    x, indices = ctx.shape(0), ctx.shape(1)
+    axis = normal_axis(ctx.attr("axis"), len(x))
+    if len(x) != len(indices) or any(
+        m > n for d, (n, m) in enumerate(zip(x, indices, strict=True)) if d != axis
+    ):
+        raise ModelError(f"indices of shape {indices} do not fit into {x} beside axis {axis}")
+    return indices
 
 
 def safe_index(index: Expr, extent: int) -> Expr:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from packhorse.errors import ModelError
-from packhorse.kernel.expr import Affine, Axis, Call, Expr, Index, Load, affine, call, rewrite
+from packhorse.kernel.expr import Affine, Axis, Expr, Index, Load, affine, call, rewrite
 from packhorse.ops.registry import Array
 from packhorse.ops.rules import text
 
@@ -198,12 +198,14 @@ def inside(
 
 
 def guarded(value: Expr, guard: Expr) -> Expr:
-    """The same value with every load made only where ``guard`` holds (0 elsewhere)."""
+    """The same value with every load made only where ``guard`` holds (0 elsewhere); loads within
+    the indices of loads too."""
 
     def visit(node: Expr) -> Expr | None:
-        if isinstance(node, Load):
-            both = guard if node.when is None else Call("and", (node.when, guard), "bool")
-            return replace(node, when=both)
-        return None
+        if not isinstance(node, Load):
+            return None
+        both = guard if node.when is None else call("and", guard, node.when)
+        index = tuple(rewrite(i, visit) if isinstance(i, Expr) else i for i in node.index)
+        return Load(node.buffer, index, node.dtype, both)
 
     return rewrite(value, visit)

@@ -10,7 +10,15 @@ from packhorse.errors import ModelError
 from packhorse.graph.ir import TensorType
 from packhorse.kernel.expr import Affine, Index, IndexLike, call, cast, select
 from packhorse.kernel.lowering import Lazy, Lowering, Operand, axes_of, lazy
-from packhorse.ops._indices import along, check_integers, depth, safe_index, tuples, wrapped
+from packhorse.ops._indices import (
+    along,
+    check_elements,
+    check_integers,
+    depth,
+    safe_index,
+    tuples,
+    wrapped,
+)
 from packhorse.ops.maps import widen
 from packhorse.ops.registry import Inference, operator
 from packhorse.ops.rules import (
@@ -86,14 +94,7 @@ def gather(x: Array, indices: Array, *, axis: int = 0) -> Array:
 
 @labelled
 def _gather_elements_rule(ctx: Inference) -> Sequence[TensorType]:
-    check_integers(ctx, 1)
-    old, new = ctx.shape(0), ctx.shape(1)
-    axis = normal_axis(ctx.attr("axis"), len(old))
-    if len(old) != len(new) or any(
-        m > n for d, (n, m) in enumerate(zip(old, new, strict=True)) if d != axis
-    ):
-        raise ModelError(f"indices of shape {new} do not fit into {old} beside axis {axis}")
-    return [TensorType(ctx.type(0).dtype, new)]
+    return [TensorType(ctx.type(0).dtype, check_elements(ctx))]
 
 
 @compiled

@@ -19,32 +19,16 @@ from packhorse.kernel.expr import (
     call,
     const,
     is_float,
-    rewrite,
     select,
 )
 from packhorse.kernel.lowering import Lazy, Lowered, Lowering, Operand, axes_of, lazy
+from packhorse.ops._window import guarded
 from packhorse.ops.registry import Inference, operator
 from packhorse.ops.rules import Array, compiled, known, labelled, literal, normal_axes, text, whole
 
-__all__ = ["depth_to_space", "guarded", "pad", "space_to_depth", "trilu"]
+__all__ = ["depth_to_space", "pad", "space_to_depth", "trilu"]
 
 _MODES = ("constant", "reflect", "edge", "wrap")
-
-
-def guarded(value: Expr, when: Expr) -> Expr:
-    """``value`` with every load guarded: where ``when`` is false nothing is read.
-
-    ``when`` must depend on output axes only.
-    """
-
-    def visit(node: Expr) -> Expr | None:
-        if not isinstance(node, Load):
-            return None
-        both = when if node.when is None else call("and", when, node.when)
-        index = tuple(rewrite(i, visit) if isinstance(i, Expr) else i for i in node.index)
-        return Load(node.buffer, index, node.dtype, both)
-
-    return rewrite(value, visit)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from packhorse.kernel.expr import (
     select,
 )
 from packhorse.kernel.lowering import Lazy, Lowering, axes_of, lazy
-from packhorse.ops._indices import along, check_integers, depth, tuples, wrapped
+from packhorse.ops._indices import along, check_elements, check_integers, depth, tuples, wrapped
 from packhorse.ops._window import guarded
 from packhorse.ops.reduce import highest, lowest
 from packhorse.ops.registry import Inference, operator
@@ -136,14 +136,7 @@ _NEUTRAL: dict[str, Callable[[np.dtype[Any]], float]] = {
 
 @labelled
 def _elements_rule(ctx: Inference) -> Sequence[TensorType]:
-    check_integers(ctx, 1)
-    x, indices = ctx.shape(0), ctx.shape(1)
-    axis = normal_axis(ctx.attr("axis"), len(x))
-    if len(x) != len(indices) or any(
-        m > n for d, (n, m) in enumerate(zip(x, indices, strict=True)) if d != axis
-    ):
-        raise ModelError(f"indices of shape {indices} do not fit into {x} beside axis {axis}")
-    return _check_updates(ctx, indices)
+    return _check_updates(ctx, check_elements(ctx))
 
 
 @compiled

@@ -243,7 +243,9 @@ class PluginManager:
         text = str(error) if ours else f"{type(error).__name__}: {error}"
         before = self._complaints.get((entry.group, entry.name))
         who = f"plugin '{entry.name}' of {entry.dist} {entry.version}"
-        reason = f"{before.reason}; {hook}: {text}" if before else f"{who}: {hook}: {text}"
+        reason = before.reason if before else who
+        if f"{hook}: {text}" not in reason:  # hooks that fail in every call are named once
+            reason += f"{';' if before else ':'} {hook}: {text}"
         found = PluginError(reason, update_or_remove(entry.dist))
         self._complaints[entry.group, entry.name] = found
         _log.warning("%s", found)
