@@ -10,6 +10,7 @@ import pytest
 from gpu_kit import opencl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opencl_kit import NO_MEMORY, Failing
 
 import packhorse as ph
 from packhorse.errors import (
@@ -156,6 +157,20 @@ def test_kernels_in_a_file_of_their_own(device):
     a, b, c = adding(device)
     module["myadd_kernel"](a, b, c, len(X), 1, 1, 1, 4, 64)
     assert np.array_equal(c.numpy(), X + Y)
+
+
+def test_a_second_try_runs_on_the_arguments_of_its_call(device, monkeypatch):
+    from packhorse_opencl.tvm_kernels import TvmKernel
+
+    kernel, sizes = ph.load_module(LEGACY / "myadd.cl")["myadd_kernel"], (len(X), 1, 1, 1, 4, 64)
+    before, now = adding(device), adding(device, Y, Y)
+    kernel(*before, *sizes)
+    device.allocate(1 << 16).close()  # something to give back, so that there is a second try
+    failing = Failing(TvmKernel._set, NO_MEMORY)
+    monkeypatch.setattr(TvmKernel, "_set", lambda *args: failing(*args))
+    kernel(*now, *sizes)
+    assert failing.calls == 2
+    assert np.array_equal(now[2].numpy(), Y + Y)
 
 
 def test_sizes_of_nothing_launch_nothing(device):

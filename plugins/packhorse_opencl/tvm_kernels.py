@@ -227,14 +227,16 @@ class TvmKernel(PackedFunction):
         with self._lock:
             kernel = self._kernel or self._make()
             self._check_group(block)
-            enqueue = partial(
-                cl.enqueue_nd_range_kernel, device.queue, kernel, total[:dims], block[:dims]
-            )
+            queue = partial(self._queue, kernel, given, total[:dims], block[:dims])
             try:
-                self._set(kernel, given)
-                enqueue()
+                queue()
             except (cl.Error, MemoryError) as error:
-                device.rescue(error, f"run kernel '{self.name}'", enqueue)
+                device.rescue(error, f"run kernel '{self.name}'", queue)
+
+    def _queue(self, kernel: Any, given: list[Any], total: list[int], group: Sequence[int]) -> None:
+        """Both steps: a second try must not run with what the first left set."""
+        self._set(kernel, given)
+        self._device.cl.enqueue_nd_range_kernel(self._device.queue, kernel, total, group)
 
     def _set(self, kernel: Any, given: list[Any]) -> None:
         """Set the arguments, which takes longer than all else, unless they are set already: a
