@@ -391,6 +391,7 @@ def test_shapes_that_are_none(shapes):
     )
 
 
+@NEEDS_LLVM
 def test_save_without_a_path():
     with linear().compile(LLVM, shapes=SHAPES) as made:
         refused(e.ArgumentTypeError, lambda: made.save(None), "takes a path, not NoneType")
@@ -551,6 +552,7 @@ def test_libraries_that_are_none(saved, tmp_path):
     )
 
 
+@NEEDS_ONNX
 def test_damaged_files_are_named(tmp_path):
     for name, start in (("m.onnx", b"\x08\x07\x12\xff\xff"), ("a.packhorse", b"PK\x03\x04")):
         path = tmp_path / name
@@ -560,7 +562,11 @@ def test_damaged_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"), [("llvm_cpu", "did you mean 'llvm-cpu'"), ("llvm-cpu?cpu=quantum", "znver4")]
+    ("text", "hint"),
+    [
+        ("llvm_cpu", "did you mean 'llvm-cpu'"),
+        pytest.param("llvm-cpu?cpu=quantum", "znver4", marks=NEEDS_LLVM),
+    ],
 )
 def test_device_words_with_hints(text, hint):
     with pytest.raises(e.DeviceStringError, match=hint):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpu_kit import opencl
+from model_kit import NEEDS_LLVM
 from relax_kit import Assembler, reg, tensor
 
 import packhorse as ph
@@ -205,7 +206,11 @@ def test_factories(device):
 # ---------------------------------------------------------------- the wrong device
 
 
-@pytest.mark.parametrize("where", [("cpu",), (1, 0), ("llvm-cpu",), (2, 0), (8, 3)], ids=str)
+@pytest.mark.parametrize(
+    "where",
+    [("cpu",), (1, 0), pytest.param(("llvm-cpu",), marks=NEEDS_LLVM), (2, 0), (8, 3)],
+    ids=str,
+)
 def test_a_graph_for_a_gpu_runs_nowhere_else(where):
     with pytest.raises(DeviceUnavailable, match=r"compiled for a device 'opencl' .*'opencl:0'\)"):
         create(*where)
