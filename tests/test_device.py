@@ -151,6 +151,22 @@ def test_memory_that_is_dropped_is_given_back():
     assert cpu.memory().live == before
 
 
+def test_a_finalizer_may_run_while_a_block_is_counted():
+    """A collection may start anywhere, and finalize blocks that nobody closed."""
+    with HostDevice(INFO, 0, {}) as cpu:
+        blocks = [cpu.allocate(8)]
+
+        def collected() -> None:
+            with cpu._counters.lock:
+                blocks.clear()
+
+        thread = threading.Thread(target=collected, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive(), "the finalizer waits for the lock that its thread holds"
+        assert cpu.memory().live == 0
+
+
 def test_memory_refusals():
     cpu = device("cpu")
     with pytest.raises(ArgumentTypeError, match="float"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from packhorse import _config
 from packhorse.cpu_plugin import HOST_OPTIONS, INFO, CpuBackend
-from packhorse.device import BackendInfo, DeviceMixin, Memory, MemoryStats, check_range
+from packhorse.device import BackendInfo, DeviceMixin, Memory, MemoryStats, check_range, check_size
 from packhorse.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -33,7 +33,7 @@ class _Counters:
     """Allocation counters shared by a device and its blocks (which may outlive it)."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # finalizers may run while it is held
         self.used = self.peak = self.live = self.allocations = 0
 
     def add(self, nbytes: int) -> None:
@@ -114,12 +114,9 @@ class HostDevice(DeviceMixin):
             The system refused.
         """
         self.require_open()
-        if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
-            raise ArgumentTypeError(f"nbytes must be an int, not {type(nbytes).__name__}")
-        if nbytes < 0:
-            raise ArgumentValueError(f"nbytes must not be negative, got {nbytes}")
+        nbytes = check_size(nbytes)
         try:
-            return HostMemory(_native().aligned_empty(int(nbytes)), self._counters)
+            return HostMemory(_native().aligned_empty(nbytes), self._counters)
         except (MemoryError, OverflowError, ValueError) as error:
             total = total_memory()
             of = f"; the machine has {total} bytes in all" if total else ""
