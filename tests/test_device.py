@@ -10,7 +10,7 @@ import pytest
 
 from packhorse import _config
 from packhorse._devices import Devices
-from packhorse.cpu import HostDevice
+from packhorse.cpu import INFO, HostDevice
 from packhorse.device import (
     CAPABILITIES,
     Backend,
@@ -109,8 +109,6 @@ def test_none_means_the_variable_then_auto(monkeypatch):
 
 
 def test_default_threads_come_from_the_variable(monkeypatch):
-    from packhorse.cpu import INFO
-
     monkeypatch.setenv("PACKHORSE_NUM_THREADS", "3")
     assert HostDevice(INFO, 0, {}).threads == 3
     monkeypatch.setenv("PACKHORSE_NUM_THREADS", "many")
@@ -201,8 +199,6 @@ class _Foreign:
 
 
 def test_capabilities_are_looked_up_when_opened():
-    from packhorse.cpu import INFO
-
     class Compiling(HostDevice):
         target = "x"
 
