@@ -23,7 +23,7 @@ from packhorse.errors import (
     did_you_mean,
 )
 from packhorse.native.call import FastCall, NativeCall
-from packhorse.native.marshal import DLDevice, Handle, TypeCode
+from packhorse.native.codes import DLDevice, Handle, TypeCode
 from packhorse.native.memory import ALIGNMENT
 from packhorse.native.runtime import Abi
 from packhorse.native.signature import Signature

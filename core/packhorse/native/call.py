@@ -12,9 +12,9 @@ import numpy as np
 from packhorse.dtype import dlpack_code, legacy_code
 from packhorse.errors import ArgumentTypeError, MissingExtra
 from packhorse.native import fast
+from packhorse.native.codes import CODES
 from packhorse.native.devices import OnDevice
 from packhorse.native.marshal import (
-    CODES,
     Packer,
     is_object,
     native_handles,

@@ -8,13 +8,13 @@ an array that is not goes through an aligned copy and back.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from packhorse.dtype import dlpack_code, dtype_name, from_dlpack_code, legacy_code
 from packhorse.errors import ArgumentTypeError, ArgumentValueError
+from packhorse.native.codes import CODES, KINDS, DLDevice, Handle
 from packhorse.native.devices import require_same
 from packhorse.native.dlpack import CPU, array_of
 from packhorse.native.memory import address_of, aligned_array
@@ -25,11 +25,7 @@ if TYPE_CHECKING:
     from packhorse.device import Device, Memory
 
 __all__ = [
-    "CODES",
-    "DLDevice",
-    "Handle",
     "Packer",
-    "TypeCode",
     "is_object",
     "native_handles",
     "owned_any",
@@ -38,76 +34,6 @@ __all__ = [
 ]
 
 
-class TypeCode(IntEnum):
-    """Type codes of the legacy ABI (``TVMArgTypeCode``)."""
-
-    INT = 0
-    UINT = 1
-    FLOAT = 2
-    HANDLE = 3
-    NULL = 4
-    DTYPE = 5
-    DEVICE = 6
-    TENSOR = 7
-    OBJECT = 8
-    MODULE = 9
-    FUNCTION = 10
-    STR = 11
-    BYTES = 12
-    NDARRAY = 13
-    RVALUE_REF = 14
-    BOOL = 15
-
-
-class Handle(int):
-    """An opaque pointer from compiled code, to be passed back to it."""
-
-
-class DLDevice(NamedTuple):
-    """A device as the ABI names it: DLPack type and index."""
-
-    device_type: int
-    device_id: int
-
-    @property
-    def dlpack_device(self) -> tuple[int, int]:
-        """(DLDeviceType, index), as every Device has it."""
-        return self.device_type, self.device_id
-
-
-class _Codes(NamedTuple):
-    """The type codes arguments are passed with."""
-
-    none: int
-    integer: int
-    boolean: int
-    real: int
-    handle: int
-    dtype: int
-    device: int
-    tensor: int
-    module: int
-    function: int
-    text: int
-    blob: int
-
-
-CODES: dict[str, _Codes] = {
-    "legacy": _Codes(4, 0, 0, 2, 3, 5, 6, 7, 9, 10, 11, 12),
-    "ffi": _Codes(0, 1, 2, 3, 4, 5, 6, 7, 73, 68, 8, 9),
-}
-_KINDS: dict[str, dict[int, str]] = {
-    "legacy": {code.value: code.name.lower() for code in TypeCode},
-    "ffi": dict(
-        [
-            *enumerate(("null", "int", "bool", "float", "handle", "dtype", "device", "tensor")),
-            *((8, "str"), (9, "bytes"), (11, "small str"), (12, "small bytes")),
-            *enumerate(("heap str", "heap bytes", "error", "object function", "shape"), start=65),
-            *enumerate(("heap tensor", "array", "map", "object module"), start=70),
-            *((75, "list"), (76, "dict")),
-        ]
-    ),
-}
 _HEAP = 64  # type indices of tvm-ffi from here on are references to objects
 _HEAD_BYTES = 24  # of a tvm-ffi object: what follows is the value
 _HEAP_STR, _HEAP_BYTES, _HEAP_TENSOR = 65, 66, 70
@@ -292,7 +218,7 @@ def unpack(value: Any, code: int, abi: Abi, what: str, small: int = 0) -> Any:
     ArgumentTypeError
         A kind of value packhorse cannot take, such as an object of TVM's own.
     """
-    kind = _KINDS[abi].get(code, "unknown")
+    kind = KINDS[abi].get(code, "unknown")
     if kind == "small str" or kind == "small bytes":
         raw = bytes(ffi.buffer(value.v_bytes, min(small, 7)))
         return raw.decode("utf-8", "replace") if kind == "small str" else raw
