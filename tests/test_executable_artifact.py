@@ -365,6 +365,14 @@ def test_the_environment_names_a_device_without_code(vault, monkeypatch):
         Executable.from_artifact(vault_kit.artifact())
 
 
+def test_compiling_an_artifact_opens_the_one_device(two, vault, tmp_path):
+    path = save_artifact(tmp_path / "m.packhorse", two)
+    vault.LOADS.clear()
+    with ph.compile(path, "cpu") as loaded:
+        assert loaded.device.name == "cpu:0"
+    assert vault.LOADS == []
+
+
 def test_load_takes_the_device(two, tmp_path):
     path = save_artifact(tmp_path / "m.packhorse", two)
     with ph.load(path, device="cpu?threads=1") as loaded:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from packhorse.compiler.placement import Placement
 from packhorse.device import Device
 from packhorse.errors import (
     ArgumentTypeError,
@@ -153,7 +154,9 @@ def compile(
     if isinstance(model, Graph):
         model = Model(model)
     if isinstance(model, (str, os.PathLike)):
-        return load(model).compile(device, shapes=shapes, values=values)
+        # artifacts are opened for that device alone
+        one = None if isinstance(device, (Mapping, Placement)) else device
+        return load(model, device=one).compile(device, shapes=shapes, values=values)
     if not isinstance(model, (Model, Executable)):
         raise ArgumentTypeError(
             f"compile takes a Model, a Graph or the path of a model file, not {_kind(model)}"
