@@ -40,10 +40,17 @@ def acme(tmp_path, monkeypatch):
     """The modules of a package written a moment ago."""
     monkeypatch.syspath_prepend(str(create("acme", tmp_path, "codegen")))
     monkeypatch.delenv("CC", raising=False)
+    others = forget()  # another test's package of that name
     found = {name.rpartition(".")[2]: importlib.import_module(name) for name in MODULES}
     yield type("Acme", (), found)
-    for name in MODULES:
-        sys.modules.pop(name)
+    forget()
+    sys.modules.update(others)
+
+
+def forget():
+    """Take the package's modules out of ``sys.modules``; returns them."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "packhorse_acme"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 @pytest.fixture
