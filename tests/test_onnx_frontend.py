@@ -540,13 +540,11 @@ def test_unknown_operator_is_named() -> None:
 
 
 def test_newer_attributes_are_not_ignored() -> None:
-    node = helper.make_node("SpaceToDepth", ["x"], ["y"], name="s", blocksize=2, mode="CRD")
-    proto = model([node], [info("x", [1, 1, 4, 4])], [info("y", None)])
-    if "mode" not in onnx.defs.get_schema("SpaceToDepth").attributes:
-        pytest.skip("this onnx has no newer SpaceToDepth")
-    if "mode" in ops.find(import_onnx(proto, strict=False).nodes[0]).keywords:
-        pytest.skip("implemented by now")
-    with pytest.raises(UnsupportedOperator, match="mode='CRD' came after opset 21"):
+    if "precision" not in onnx.defs.get_schema("QuantizeLinear").attributes:
+        pytest.skip("QuantizeLinear has 'precision' since opset 23, and this onnx is older")
+    node = helper.make_node("QuantizeLinear", ["x", "s"], ["y"], precision=TensorProto.FLOAT16)
+    proto = model([node], [info("x", [4]), info("s", [])], [info("y", [4], TensorProto.UINT8)])
+    with pytest.raises(UnsupportedOperator, match="precision=10 came after opset 21"):
         import_onnx(proto)
 
 

@@ -163,7 +163,8 @@ def _div(a: Array, b: Array) -> Array:
     if a.dtype.kind == "f":
         return np.asarray(a / b)
     whole = np.floor_divide(a, np.where(b == 0, 1, b))  # rounds down; step up where that is off
-    return np.asarray(whole + ((whole < 0) & (whole * b != a)))
+    # by zero it is 0, as in the code that is generated
+    return np.where(b == 0, np.zeros_like(whole), whole + ((whole < 0) & (whole * b != a)))
 
 
 def _erf(x: Array) -> Array:
