@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from packhorse.compiler.gpu_schedule import GpuSchedule
 from packhorse.compiler.lower_gpu import c_name, gpu_program
@@ -101,3 +102,6 @@ def runner(folder: Path) -> Any:
         loaded.ph_launch(ctypes.c_longlong(total), ctypes.c_longlong(group), table)
 
     return run
+
+
+NEEDS_CXX = pytest.mark.skipif(compiler() is None, reason="g++ is not installed")

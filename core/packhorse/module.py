@@ -29,7 +29,13 @@ from packhorse.module_blob import (
     read_legacy_blob,
     read_modern_blob,
 )
-from packhorse.module_device import CODE_SUFFIXES, DeviceModule, device_types, load_code
+from packhorse.module_device import (
+    CODE_SUFFIXES,
+    DEVICE_TYPES,
+    DeviceModule,
+    device_types,
+    load_code,
+)
 from packhorse.module_kernel import KernelFunction
 from packhorse.native.call import lookup_handle
 from packhorse.native.library import Library, set_global_lookup
@@ -352,12 +358,9 @@ def _assemble(library: Library, tree: ModuleTree) -> Module:
 
 
 def _payload(kind: str, payload: Payload) -> Payload:
-    if isinstance(payload, Opaque) and kind in _MODERN_DEVICES:
+    if isinstance(payload, Opaque) and kind in DEVICE_TYPES:
         return read_device_code(kind, payload.data)
     return payload
-
-
-_MODERN_DEVICES = ("opencl", "cuda", "rocm", "hip", "metal", "vulkan", "webgpu", "hexagon")
 
 
 def _global_handle(name: str, abi: Abi) -> int | None:

@@ -5,12 +5,18 @@ A backend derives from :class:`KernelFunction` and writes one method, ``prepare`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
-from packhorse.errors import ArgumentTypeError, ArgumentValueError, DeviceClosed
+from packhorse.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    CompileError,
+    DeviceClosed,
+)
 from packhorse.function import PackedFunction
 from packhorse.kernel.layout import numpy_dtype
 from packhorse.tensor import Tensor
@@ -18,7 +24,7 @@ from packhorse.tensor import Tensor
 if TYPE_CHECKING:
     from packhorse.device import Device, Memory
 
-__all__ = ["KernelArgument", "KernelArguments", "KernelFunction"]
+__all__ = ["KernelArgument", "KernelArguments", "KernelFunction", "check_symbols"]
 
 
 class KernelArgument(Protocol):
@@ -173,3 +179,11 @@ def _wanted(kernel: KernelArguments) -> Iterator[_Wanted]:
         buffer = kernel.buffers[name]
         dtype = numpy_dtype(buffer.dtype)
         yield _Wanted(name, dtype, buffer.shape, buffer.size, buffer.size * dtype.itemsize)
+
+
+def check_symbols(symbols: Iterable[str]) -> None:
+    """Refuse kernels of one module under one name: CompileError says which."""
+    counts = Counter(symbols)
+    twice = min((name for name, count in counts.items() if count > 1), default=None)
+    if twice is not None:
+        raise CompileError(f"symbol '{twice}' names two kernels. Give each its own name")

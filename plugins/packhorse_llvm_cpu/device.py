@@ -14,6 +14,7 @@ from packhorse.device import BackendInfo
 from packhorse.errors import CompileError, DeviceError, DeviceStringError, DeviceUnavailable
 from packhorse.kernel import Kernel
 from packhorse.kernel.doubling import doubling_kernel
+from packhorse.module_kernel import check_symbols
 from packhorse_llvm_cpu.codegen import Codegen
 from packhorse_llvm_cpu.module import JitModule
 from packhorse_llvm_cpu.target import host_target
@@ -57,10 +58,7 @@ class LlvmCpuDevice(HostDevice):
             A kernel cannot be compiled, or two symbols are equal; ``log`` holds LLVM's words.
         """
         self.require_open()
-        names = [symbol for symbol, _, _ in functions]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise CompileError(f"symbol '{twice[0]}' names two kernels. Give each its own name")
+        check_symbols(symbol for symbol, _, _ in functions)
         return self._codegen.module(functions)
 
     def check(self) -> None:

@@ -15,7 +15,6 @@ from packhorse.device import BackendInfo, DeviceMixin, Memory, MemoryStats, chec
 from packhorse.errors import (
     ArgumentValueError,
     ArtifactError,
-    CompileError,
     DeviceError,
     DeviceMemoryError,
     DeviceUnavailable,
@@ -24,6 +23,7 @@ from packhorse.errors import (
 from packhorse.kernel import Kernel
 from packhorse.kernel.doubling import doubling_kernel
 from packhorse.module_base import Module
+from packhorse.module_kernel import check_symbols
 from packhorse_opencl.driver import opencl, opencl_devices, out_of_memory, refused, typed_errors
 from packhorse_opencl.library import KIND, ClLibrary
 from packhorse_opencl.memory import ClMemory, Pool, Uploads, own, rounded
@@ -184,10 +184,7 @@ class OpenClDevice(DeviceMixin):
             A kernel cannot be compiled, or two symbols are equal; ``log`` holds the build log.
         """
         self.require_open()
-        names = [symbol for symbol, _, _ in functions]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise CompileError(f"symbol '{twice[0]}' names two kernels. Give each its own name")
+        check_symbols(symbol for symbol, _, _ in functions)
         return self._kept(build(self, ClLibrary.of(functions)))
 
     def load(self, blob: bytes, kind: str) -> Module:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from codegen_kit import at, dense, to
 from gpu_kit import check, opencl
-from gpu_shim import compiler, runner
+from gpu_shim import NEEDS_CXX, runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,6 @@ from packhorse.kernel.expr import Expr, Index, Load, Reduce, affine, call, cast
 
 F32 = "float32"
 GPU = GpuTarget("cuda", max_group=1024, local_bytes=48 << 10)
-NEEDS_CXX = pytest.mark.skipif(compiler() is None, reason="g++ is not installed")
 
 
 def text_of(kernel: Kernel, plan: GpuSchedule | None = None, language: str = "cuda") -> str:
