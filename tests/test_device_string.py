@@ -152,6 +152,12 @@ def test_parse_remembers():
     assert parse("llvm-cpu?threads=4") is parse("llvm-cpu?threads=4")
 
 
+def test_names_that_escaping_makes_too_long():
+    assert parse(str(parse("a?o=" + '"' * 300))) == parse("a?o=" + '"' * 300)
+    with pytest.raises(DeviceStringError, match="a name of 1206 characters; at most 1024"):
+        parse("a?o=" + '"' * 400)
+
+
 _word = st.from_regex(r"[a-z][a-z0-9]{0,5}", fullmatch=True)
 _backend = st.lists(_word, min_size=1, max_size=3).map("-".join).filter(lambda w: w != "auto")
 _hop = st.builds(
@@ -160,8 +166,10 @@ _hop = st.builds(
     st.one_of(_word, st.sampled_from(["::1", "fe80::1", "10.0.0.1", "a.b-c"])),
     st.integers(1, 65535),
 )
-_value = st.text(
-    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\x7f"), min_size=1
+_value = st.text(  # one character is up to twelve in the name, which may have 1024
+    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\x7f"),
+    min_size=1,
+    max_size=20,
 )
 _options = st.dictionaries(_word.map(lambda w: "o" + w), _value, max_size=3)
 

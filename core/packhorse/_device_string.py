@@ -119,6 +119,14 @@ def parse(text: str) -> DeviceString:
     if not isinstance(text, str):
         raise DeviceStringError(f"a device is named by a string, not by {type(text).__name__}")
     _check_characters(text)
+    found = _parsed(text)
+    length = len(str(found))
+    if length > _LONGEST:  # escaped options are longer; the name of a device must name it again
+        raise _error(text, f"has a name of {length} characters; at most {_LONGEST} are allowed")
+    return found
+
+
+def _parsed(text: str) -> DeviceString:
     if "," in text:
         raise DeviceStringError(
             f"device string {_shown(text)} names several devices where one is needed; "
